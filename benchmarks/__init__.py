@@ -1,0 +1,1 @@
+"""One module per question, run as `python -m benchmarks.NAME [--smoke] [--json FILE]`."""

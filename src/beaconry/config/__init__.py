@@ -1,0 +1,1 @@
+"""Every knob, strictly loaded: unknown keys are refused with path, nearest name and remedy. Read `loading.py`."""

@@ -1,0 +1,63 @@
+"""What the router wants done: a closed union, interpreted by the drivers only."""
+
+from msgspec import Struct
+
+from beaconry.values.decision import Decision
+from beaconry.values.endpoint import Endpoint
+from beaconry.values.outcome import Outcome
+
+
+class StartLeg(Struct, frozen=True):
+    """Send the request to `endpoint`. Answer with LegStarted/LegFinished or LegFailed under `leg`."""
+
+    request_id: str
+    leg: int
+    endpoint: Endpoint
+    decision: Decision
+
+
+class CancelLeg(Struct, frozen=True):
+    """Close the leg's connection at once; report nothing more of it."""
+
+    request_id: str
+    leg: int
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """End a request whose answer has not begun with an OpenAI error object."""
+
+    request_id: str
+    status: int
+    outcome: Outcome
+    message: str
+    code: str
+    retry_after_s: float | None = None
+
+
+class BreakStream(Struct, frozen=True, kw_only=True):
+    """End a request whose answer has begun: an SSE error event where it is a stream, then close."""
+
+    request_id: str
+    outcome: Outcome
+    message: str
+    code: str
+
+
+class Ended(Struct, frozen=True, kw_only=True):
+    """The request is over: exactly one per request, after its last other effect. For the log."""
+
+    request_id: str
+    outcome: Outcome
+    endpoint: str | None
+    attempts: int
+    ttft_s: float | None
+    e2e_s: float
+
+
+class WakeAt(Struct, frozen=True):
+    """Hand in TimerDue at this time, unless an earlier WakeAt is pending."""
+
+    at_s: float
+
+
+Effect = StartLeg | CancelLeg | Answer | BreakStream | Ended | WakeAt

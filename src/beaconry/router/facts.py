@@ -1,0 +1,120 @@
+"""What can happen to the router: a closed union. Each fact is handed in together with the time at which it happened.
+
+A *leg* is one attempt of a request on one endpoint, named by the router when it starts it.
+"""
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+from beaconry.values.endpoint import Endpoint, LoadSample
+from beaconry.values.request import Request, Usage
+
+
+class Fault(StrEnum):
+    """How a leg failed."""
+
+    CONNECT = "connect"
+    """No connection could be made."""
+    RESET = "reset"
+    """The connection ended before the response did."""
+    STATUS = "status"
+    """A 5xx answer, or 429 for a full engine queue."""
+    ABORTED = "aborted"
+    """A 200 whose first content is a finish reason "abort": the engine is shutting down."""
+    PROTOCOL = "protocol"
+    """Not HTTP."""
+
+
+class RequestArrived(Struct, frozen=True):
+    """A whole, well-formed request is at the door."""
+
+    request: Request
+
+
+class ClientLeft(Struct, frozen=True):
+    """The client's connection closed before its answer was complete."""
+
+    request_id: str
+
+
+class LegStarted(Struct, frozen=True):
+    """The first byte of the answer's body came (status below 500): from here on it is relayed."""
+
+    leg: int
+    status: int = 200
+
+
+class LegProgressed(Struct, frozen=True):
+    """Bytes came since the last report. Sent at most once a second and leg, not per token."""
+
+    leg: int
+
+
+class LegFinished(Struct, frozen=True):
+    """The answer is complete."""
+
+    leg: int
+    status: int = 200
+    usage: Usage | None = None
+
+
+class LegFailed(Struct, frozen=True):
+    """The leg ended without a complete answer."""
+
+    leg: int
+    fault: Fault
+    status: int = 0
+    detail: str = ""
+
+
+class EndpointSeen(Struct, frozen=True):
+    """Discovery names an endpoint: new, or with changed properties."""
+
+    endpoint: Endpoint
+
+
+class EndpointGone(Struct, frozen=True):
+    """Discovery no longer names it. Legs in flight there go on; nothing new is sent."""
+
+    name: str
+
+
+class HealthChecked(Struct, frozen=True):
+    """An active health check ended."""
+
+    name: str
+    healthy: bool
+
+
+class LoadSampled(Struct, frozen=True):
+    """An engine's metrics were read."""
+
+    name: str
+    sample: LoadSample
+
+
+class TimerDue(Struct, frozen=True):
+    """A time asked for with `WakeAt` has come."""
+
+
+class Drain(Struct, frozen=True):
+    """Graceful stop: refuse what arrives from now on, let the rest finish until `deadline_s`."""
+
+    deadline_s: float
+
+
+Fact = (
+    RequestArrived
+    | ClientLeft
+    | LegStarted
+    | LegProgressed
+    | LegFinished
+    | LegFailed
+    | EndpointSeen
+    | EndpointGone
+    | HealthChecked
+    | LoadSampled
+    | TimerDue
+    | Drain
+)

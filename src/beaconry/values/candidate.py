@@ -1,0 +1,40 @@
+"""What the scheduler knows of one endpoint for one request: a snapshot made by the router at the moment of the decision."""
+
+from msgspec import Struct
+
+from beaconry.values.endpoint import Endpoint, LoadSample
+
+
+class Candidate(Struct, frozen=True, kw_only=True):
+    """An endpoint that may serve the request.
+
+    The in-flight figures are the router's own counters, exact and instant; `sample` is the last scrape (a correction with an age).
+    "In prefill" means dispatched and without first byte; "in decode" means first byte seen, end not seen.
+    """
+
+    endpoint: Endpoint
+    prefilling: int = 0
+    """Requests in prefill."""
+    prefill_tokens: int = 0
+    """Their uncached prompt tokens, as believed at dispatch."""
+    decoding: int = 0
+    """Requests in decode."""
+    context_tokens: int = 0
+    """Prompt tokens of all requests in flight: what their KV takes."""
+    matched_tokens: int = 0
+    """Prompt tokens of this request believed to be cached here, prefixes still being prefilled included."""
+    displaced_tokens: float = 0.0
+    """Expected tokens to be computed again later because this request's new blocks evict others here."""
+    sample: LoadSample | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Requests dispatched and not ended."""
+        return self.prefilling + self.decoding
+
+
+class Prediction(Struct, frozen=True, kw_only=True):
+    """Expected latencies of one placement."""
+
+    ttft_s: float
+    itl_s: float

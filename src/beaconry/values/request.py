@@ -1,0 +1,50 @@
+"""One inference request as the router sees it: sizes, identity and prefix, never the text itself."""
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+
+class Api(StrEnum):
+    """The OpenAI endpoint a request came in by."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+    RESPONSES = "responses"
+    OTHER = "other"
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """What scheduling may know of a request.
+
+    `prefix` holds chained 64-bit hashes over the canonical prompt: `prefix[i]` stands for all of the prompt up to the end of
+    block i, and each block stands for `block_tokens` prompt tokens. Equal hash, equal prefix. Only full blocks are there.
+    """
+
+    id: str
+    model: str
+    api: Api
+    arrived_s: float
+    prompt_tokens: int
+    """Estimated, or exact where the prompt came as token ids."""
+    prefix: tuple[int, ...] = ()
+    block_tokens: float = 64.0
+    output_tokens: int | None = None
+    """The caller's cap per sequence (`max_tokens`), None if absent."""
+    sequences: int = 1
+    """`n`: how many completions share the prompt."""
+    stream: bool = False
+    session: str | None = None
+    """A session key the caller sent, only where the operator configured a header for it."""
+    tenant: str = "default"
+    priority: int = 0
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    """Token counts as the engine reported them at the end of a leg."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int | None = None
+    """Prompt tokens the engine found in its prefix cache; None if it does not say."""
