@@ -32,6 +32,12 @@ class RequestArrived(Struct, frozen=True):
     request: Request
 
 
+class RequestRefused(Struct, frozen=True):
+    """A request ended at the door: malformed, too large, no such path. Only counted."""
+
+    status: int
+
+
 class ClientLeft(Struct, frozen=True):
     """The client's connection closed before its answer was complete."""
 
@@ -106,6 +112,7 @@ class Drain(Struct, frozen=True):
 
 Fact = (
     RequestArrived
+    | RequestRefused
     | ClientLeft
     | LegStarted
     | LegProgressed

@@ -1,0 +1,138 @@
+"""The gateway's knobs: one Struct per section, the unit in each name, each default with its reason.
+
+In YAML the names are camelCase (`firstByteS`). Sources: file, then flags.
+"""
+
+from msgspec import Struct
+
+from beaconry.values.endpoint import EngineType, Role
+
+
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """What all sections share: frozen, strict, camelCase outside."""
+
+
+class Listen(Section, frozen=True):
+    """Where clients connect."""
+
+    host: str = "127.0.0.1"
+    """Loopback: exposing a gateway to a network is a decision, not a default."""
+    port: int = 8080
+    """0 takes a free port."""
+
+
+class Limits(Section, frozen=True):
+    """What one client may take."""
+
+    header_bytes: int = 65_536
+    """Request line and headers; nginx 32 KiB, Envoy 60 KiB."""
+    body_bytes: int = 67_108_864
+    """One body: 64 MiB holds a 126k-token prompt many times and several images; llm-d's coordinator takes the same."""
+    buffered_bytes: int = 1_073_741_824
+    """All bodies held at once; beyond it new bodies get 503."""
+    connections: int = 16_384
+    """Client connections; beyond it new ones are closed."""
+    pipelined_requests: int = 16
+    """Requests a client may send ahead on one connection; answered in order."""
+    header_s: float = 10.0
+    """From the first byte of a request to the end of its headers."""
+    body_s: float = 60.0
+    """From the end of the headers to the end of the body."""
+    keep_alive_s: float = 120.0
+    """An idle client connection; longer than the usual 60-90 s of proxies in front, so that they close first."""
+    stalled_write_s: float = 60.0
+    """A client that does not read."""
+
+
+class Deadlines(Section, frozen=True):
+    """Bounds on waiting for an engine."""
+
+    connect_s: float = 2.0
+    """TCP connect: engines are in the same data centre."""
+    first_byte_s: float = 300.0
+    """Prefill of a long prompt behind a queue takes minutes on a saturated engine."""
+    idle_s: float = 60.0
+    """Between two pieces of an answer that has begun; a stalled engine step is seconds at most."""
+    total_s: float = 3600.0
+    """One request, all attempts; long reasoning answers stream for tens of minutes."""
+    drain_s: float = 30.0
+    """Graceful stop; the grace period of a Kubernetes pod."""
+
+
+class Retry(Section, frozen=True):
+    """Another endpoint for a request whose answer has not begun."""
+
+    attempts: int = 3
+    """Legs per request, the first one included; Envoy's guidance is two to three."""
+    budget_ratio: float = 0.2
+    """Retries per request over the recent past, so that an outage is not multiplied; linkerd and Envoy take 0.2."""
+    budget_floor: int = 10
+    """Retries always allowed in the window, for low traffic."""
+
+
+class Health(Section, frozen=True):
+    """Active checks and passive ejection."""
+
+    path: str = "/health"
+    interval_s: float = 2.0
+    timeout_s: float = 2.0
+    unhealthy_after: int = 3
+    """Failed checks in a row; one slow step of an engine is not an outage."""
+    eject_after: int = 3
+    """Failed legs in a row; Envoy's outlier detection takes 5 of far more requests."""
+    eject_base_s: float = 1.0
+    """First ejection; doubles each time."""
+    eject_max_s: float = 60.0
+
+
+class Scrape(Section, frozen=True):
+    """Reading the engines' metrics: a correction of our own counters, so once a second is enough."""
+
+    path: str = "/metrics"
+    interval_s: float = 1.0
+    timeout_s: float = 1.0
+    body_bytes: int = 4_194_304
+
+
+class Access(Section, frozen=True):
+    """Logs and debug output."""
+
+    log: str | None = None
+    """File of JSON lines, one per request, never prompts; "-" is standard output, absent is none."""
+    debug_headers: bool = False
+    """Answer a request that carries `x-beaconry-debug: 1` with the decision in `x-beaconry-*` headers."""
+    session_header: str | None = None
+    """Header with a session key, only if the clients may be trusted to pin their traffic."""
+
+
+class EndpointConfig(Section, frozen=True):
+    """One engine address of a static list."""
+
+    name: str
+    host: str
+    port: int
+    model: str
+    pool: str = "default"
+    role: Role = Role.BOTH
+    engine: EngineType = EngineType.VLLM
+    variant: str = "default"
+    draining: bool = False
+
+
+class GatewayConfig(Section, frozen=True):
+    """All of it: the file given to `beaconry serve --config`."""
+
+    listen: Listen = Listen()
+    limits: Limits = Limits()
+    deadlines: Deadlines = Deadlines()
+    retry: Retry = Retry()
+    health: Health = Health()
+    scrape: Scrape = Scrape()
+    access: Access = Access()
+    policy: str = "expected-cost"
+    """A policy's name: `beaconry policies` lists them."""
+    index_bytes: int = 268_435_456
+    """Bound on the prefix index: about 2.5 million blocks of 64 tokens."""
+    seed: int = 0
+    """Of the policy's own chance (tie breaks, random policies)."""
+    endpoints: tuple[EndpointConfig, ...] = ()

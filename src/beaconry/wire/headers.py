@@ -1,0 +1,60 @@
+"""Which HTTP headers may pass the gateway, in each direction."""
+
+Headers = list[tuple[bytes, bytes]]
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+"""RFC 9110, section 7.6.1, and the unofficial Proxy-Connection."""
+_REQUEST_DROPPED = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"epp-profile", b"prefer", b"http2-settings"}
+_RESPONSE_DROPPED = HOP_BY_HOP | {b"content-length"}
+INTERNAL_PREFIXES = (
+    b"x-beaconry-",
+    b"x-llm-d-",
+    b"x-gateway-",
+    b"x-slo-",
+    b"x-prefiller-",
+    b"x-encoder-",
+    b"x-data-parallel-",
+    b"x-kv-cache-source-",
+)
+"""Headers by which routers steer engines and sidecars: from a client they could choose a peer, a rank or a priority."""
+
+
+def for_engine(headers: Headers) -> bytes:
+    """The client's headers as they go to an engine, rendered; framing and internal ones left out."""
+    named = _named_by_connection(headers)
+    parts = [
+        b"%b: %b\r\n" % (name, value)
+        for name, value in headers
+        if name not in _REQUEST_DROPPED and not name.startswith(INTERNAL_PREFIXES) and name not in named
+    ]
+    return b"".join(parts)
+
+
+def for_client(headers: Headers) -> Headers:
+    """An engine's headers as they go to the client."""
+    named = _named_by_connection(headers)
+    return [
+        (name, value)
+        for name, value in headers
+        if name not in _RESPONSE_DROPPED and not name.startswith(b"x-beaconry-") and name not in named
+    ]
+
+
+def _named_by_connection(headers: Headers) -> frozenset[bytes]:
+    """Headers that `Connection` declares to be hop-by-hop."""
+    for name, value in headers:
+        if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            return frozenset(token.strip().lower() for token in value.split(b","))
+    return frozenset()

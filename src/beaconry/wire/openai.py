@@ -1,0 +1,314 @@
+"""OpenAI request bodies to what routing needs, and the few edits a body may need on its way to an engine.
+
+A body is decoded once, with only the fields that routing reads; it is forwarded as received unless it carries a field that no client
+may set, or lacks the usage report that we need. Wrong types are refused here with the place, so that no engine sees them.
+"""
+
+import re
+from array import array
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from beaconry.values.errors import CallerError
+from beaconry.values.request import Api
+from beaconry.wire.prefix import chain, digest
+
+Reserved = Raw | UnsetType
+MESSAGE_OVERHEAD_BYTES = 16
+"""Role tags and separators of a chat template: about four tokens a message."""
+TOKEN_BYTES = 4
+_PLACE = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<where>.*)`)?$")
+
+RESERVED_KEYS = frozenset(
+    {
+        "kv_transfer_params",
+        "ec_transfer_params",
+        "disagg_spec",
+        "disaggregated_params",
+        "bootstrap_host",
+        "bootstrap_port",
+        "bootstrap_room",
+    }
+)
+"""Where a leg's peer is named (vLLM, LMCache, TensorRT-LLM, SGLang): from a client they can hang or kill an engine."""
+
+
+class StreamOptions(Struct, frozen=True):
+    """`stream_options`."""
+
+    include_usage: bool | None = None
+
+
+class Body(Struct, kw_only=True):
+    """The fields common to all bodies that routing reads."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    cache_salt: str | None = None
+    vllm_xargs: dict[str, Raw] | None = None
+    kv_transfer_params: Reserved = UNSET
+    ec_transfer_params: Reserved = UNSET
+    disagg_spec: Reserved = UNSET
+    disaggregated_params: Reserved = UNSET
+    bootstrap_host: Reserved = UNSET
+    bootstrap_port: Reserved = UNSET
+    bootstrap_room: Reserved = UNSET
+
+    def prompt(self) -> tuple[bytes, int | None]:
+        """Canonical text, and the exact token count if it is token ids."""
+        return b"", None
+
+    def output_limit(self) -> int | None:
+        """The caller's cap on output tokens."""
+        return None
+
+
+class Message(Struct):
+    """One chat message."""
+
+    role: str
+    content: str | list[Raw] | None = None
+    tool_calls: Reserved = UNSET
+    name: str | None = None
+
+    def canonical(self) -> bytes:
+        """The message as one run of bytes."""
+        content = self.content
+        if isinstance(content, str):
+            text = content.encode("utf-8", "surrogatepass")
+        elif content is None:
+            text = b""
+        else:
+            text = b"".join(map(_part, content))
+        calls = b"" if self.tool_calls is UNSET else bytes(self.tool_calls)
+        return b"%b\x1f%b\x1f%b\x1e" % (self.role.encode("utf-8", "surrogatepass"), text, calls)
+
+
+class TextPart(Struct):
+    """A part of a message's content, of which only text is looked into."""
+
+    type: str = ""
+    text: str | None = None
+
+
+class ChatBody(Body, kw_only=True):
+    """`/v1/chat/completions`."""
+
+    messages: list[Message]
+    tools: Reserved = UNSET
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+
+    def prompt(self) -> tuple[bytes, int | None]:
+        """Tools come first, as chat templates put them."""
+        parts = [message.canonical() for message in self.messages]
+        if self.tools is not UNSET:
+            parts.insert(0, bytes(self.tools))
+        return b"".join(parts), None
+
+    def output_limit(self) -> int | None:
+        """The newer name wins, as in vLLM."""
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+
+Prompt = str | list[str | int | list[int]]
+
+
+class CompletionBody(Body, kw_only=True):
+    """`/v1/completions`."""
+
+    prompt_: Prompt | None = msgspec.field(name="prompt", default=None)
+    max_tokens: int | None = None
+
+    def prompt(self) -> tuple[bytes, int | None]:
+        """Text, token ids, or several of either."""
+        return _flatten(self.prompt_, "prompt")
+
+    def output_limit(self) -> int | None:
+        """`max_tokens`; engines default to 16."""
+        return 16 if self.max_tokens is None else self.max_tokens
+
+
+class EmbeddingBody(Body, kw_only=True):
+    """`/v1/embeddings`."""
+
+    input: Prompt
+
+    def prompt(self) -> tuple[bytes, int | None]:
+        """Text, token ids, or several of either."""
+        return _flatten(self.input, "input")
+
+    def output_limit(self) -> int | None:
+        """Nothing is generated."""
+        return 0
+
+
+class ResponsesBody(Body, kw_only=True):
+    """`/v1/responses`."""
+
+    input: str | list[Raw]
+    instructions: str | None = None
+    tools: Reserved = UNSET
+    max_output_tokens: int | None = None
+
+    def prompt(self) -> tuple[bytes, int | None]:
+        """Instructions, tools and input items, in the order a template has them."""
+        parts = [] if self.tools is UNSET else [bytes(self.tools)]
+        if self.instructions:
+            parts.append(self.instructions.encode("utf-8", "surrogatepass") + b"\x1e")
+        if isinstance(self.input, str):
+            parts.append(self.input.encode("utf-8", "surrogatepass"))
+        else:
+            parts.extend(bytes(item) for item in self.input)
+        return b"".join(parts), None
+
+    def output_limit(self) -> int | None:
+        """`max_output_tokens`."""
+        return self.max_output_tokens
+
+
+class Parsed(Struct, frozen=True, kw_only=True):
+    """What a body says, for routing and for the way back."""
+
+    api: Api
+    model: str
+    prompt_bytes: int
+    prompt_tokens: int | None
+    """Exact, if the prompt came as token ids."""
+    prefix: tuple[int, ...]
+    output_tokens: int | None
+    sequences: int
+    stream: bool
+    wants_usage: bool
+    """The client asked for usage in its stream itself."""
+    body: bytes
+    """What to send to the engine."""
+
+
+_TYPES: dict[Api, type[Body]] = {
+    Api.CHAT: ChatBody,
+    Api.COMPLETIONS: CompletionBody,
+    Api.EMBEDDINGS: EmbeddingBody,
+    Api.RESPONSES: ResponsesBody,
+    Api.OTHER: Body,
+}
+_DECODERS = {api: msgspec.json.Decoder(kind) for api, kind in _TYPES.items()}
+_TEXT_PART = msgspec.json.Decoder(TextPart)
+_PATHS = {
+    "/v1/chat/completions": Api.CHAT,
+    "/v1/completions": Api.COMPLETIONS,
+    "/v1/embeddings": Api.EMBEDDINGS,
+    "/v1/responses": Api.RESPONSES,
+}
+
+
+def api_of(path: str) -> Api:
+    """Which API a path belongs to."""
+    return _PATHS.get(path, Api.OTHER)
+
+
+def parse(api: Api, body: bytes) -> Parsed:
+    """Decode a body. Raises CallerError with the place of what is wrong."""
+    fields = _decode(api, body)
+    text, tokens = fields.prompt()
+    stream = bool(fields.stream)
+    wants_usage = fields.stream_options is not None and bool(fields.stream_options.include_usage)
+    return Parsed(
+        api=api,
+        model=fields.model,
+        prompt_bytes=len(text),
+        prompt_tokens=tokens,
+        prefix=chain(text, f"{fields.model}\0{fields.cache_salt or ''}".encode("utf-8", "surrogatepass")),
+        output_tokens=_positive(fields.output_limit(), "max_tokens"),
+        sequences=_positive(fields.n, "n") or 1,
+        stream=stream,
+        wants_usage=wants_usage,
+        body=_edited(fields, body, ask_usage=stream and not wants_usage and api in (Api.CHAT, Api.COMPLETIONS)),
+    )
+
+
+def _decode(api: Api, body: bytes) -> Body:
+    try:
+        return _DECODERS[api].decode(body)
+    except msgspec.ValidationError as error:
+        match = _PLACE.match(str(error))
+        where = match["where"] if match else None
+        raise CallerError(f"the request body is not valid: {error}", param=where or None, code="invalid_type") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CallerError(f"the request body is not valid JSON: {error}", code="invalid_json") from None
+    except RecursionError:
+        raise CallerError("the request body is nested too deeply", code="invalid_json") from None
+
+
+def _edited(fields: Body, body: bytes, *, ask_usage: bool) -> bytes:
+    """The body for the engine: unchanged in the common case, spliced for usage, re-encoded if it must lose a field."""
+    xargs = fields.vllm_xargs
+    reserved = (
+        fields.kv_transfer_params is not UNSET
+        or fields.ec_transfer_params is not UNSET
+        or fields.disagg_spec is not UNSET
+        or fields.disaggregated_params is not UNSET
+        or fields.bootstrap_host is not UNSET
+        or fields.bootstrap_port is not UNSET
+        or fields.bootstrap_room is not UNSET
+        or (xargs is not None and not RESERVED_KEYS.isdisjoint(xargs))
+    )
+    if not reserved:
+        if not ask_usage:
+            return body
+        if fields.stream_options is None and b'"stream_options"' not in body:
+            return body.rstrip()[:-1] + b',"stream_options":{"include_usage":true}}'
+    document: dict[str, Raw] = msgspec.json.decode(body, type=dict[str, Raw])
+    for key in RESERVED_KEYS:
+        document.pop(key, None)
+    if xargs is not None:
+        document["vllm_xargs"] = Raw(msgspec.json.encode({k: v for k, v in xargs.items() if k not in RESERVED_KEYS}))
+    if ask_usage:
+        options = msgspec.json.decode(document.get("stream_options", Raw(b"{}"))) or {}
+        document["stream_options"] = Raw(msgspec.json.encode({**options, "include_usage": True}))
+    return msgspec.json.encode(document)
+
+
+def _positive(value: int | None, name: str) -> int | None:
+    if value is not None and value < 0:
+        raise CallerError(f"{name} must not be negative, got {value}", param=name, code="invalid_value")
+    return value
+
+
+def _part(raw: Raw) -> bytes:
+    """A content part: text as it is, anything else (image, audio, file) by digest."""
+    try:
+        part = _TEXT_PART.decode(raw)
+    except msgspec.ValidationError as error:
+        raise CallerError(
+            f"a message's content parts must be objects: {error}", param="messages", code="invalid_type"
+        ) from None
+    if part.text is not None:
+        return part.text.encode("utf-8", "surrogatepass")
+    return digest(bytes(raw))
+
+
+def _flatten(prompt: Prompt | None, name: str) -> tuple[bytes, int | None]:
+    """Canonical bytes of a prompt of any form; token ids as four bytes each."""
+    if prompt is None:
+        return b"", None
+    if isinstance(prompt, str):
+        return prompt.encode("utf-8", "surrogatepass"), None
+    if not prompt:
+        raise CallerError(f"{name} must not be empty", param=name, code="invalid_value")
+    try:
+        if isinstance(prompt[0], int):
+            return array("I", prompt).tobytes(), len(prompt)  # type: ignore[type-var]
+        if isinstance(prompt[0], list):
+            ids = [token for one in prompt for token in one]  # type: ignore[union-attr]
+            return array("I", ids).tobytes(), len(ids)  # type: ignore[type-var]
+        return "\x1e".join(prompt).encode("utf-8", "surrogatepass"), None  # type: ignore[arg-type]
+    except (TypeError, OverflowError):
+        raise CallerError(
+            f"{name} must be a string, a list of strings, or token ids from 0 to 2**32 - 1",
+            param=name,
+            code="invalid_type",
+        ) from None

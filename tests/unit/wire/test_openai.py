@@ -1,0 +1,184 @@
+"""Bodies in, what routing needs out; and nothing reaches an engine that a client must not set."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beaconry.values.errors import CallerError
+from beaconry.values.request import Api
+from beaconry.wire.openai import RESERVED_KEYS, parse
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def chat(**fields: object) -> bytes:
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}], **fields}).encode()
+
+
+def test_a_plain_body_is_forwarded_as_received():
+    body = b'{ "model":"m",  "messages":[{"role":"user","content":"h\\u00e9"}], "temperature":0.10 }'
+    parsed = parse(Api.CHAT, body)
+    assert parsed.body is body
+    assert (parsed.model, parsed.stream, parsed.sequences, parsed.output_tokens) == ("m", False, 1, None)
+
+
+@pytest.mark.parametrize("key", sorted(RESERVED_KEYS))
+@pytest.mark.parametrize("value", [{"do_remote_prefill": True}, None, 1])
+def test_reserved_fields_never_reach_an_engine(key: str, value: object):
+    sent = json.loads(parse(Api.CHAT, chat(**{key: value}, temperature=0.5)).body)
+    assert key not in sent
+    assert sent["temperature"] == 0.5
+
+
+@pytest.mark.parametrize("api", [Api.COMPLETIONS, Api.EMBEDDINGS, Api.RESPONSES, Api.OTHER])
+def test_reserved_fields_are_removed_from_every_kind_of_body(api: Api):
+    body = json.dumps({"model": "m", "prompt": "x", "input": "x", "kv_transfer_params": {}}).encode()
+    assert b"kv_transfer" not in parse(api, body).body
+
+
+def test_reserved_fields_are_found_under_escapes_and_duplicates():
+    body = b'{"model":"m","messages":[],"kv\\u005ftransfer_params":{"a":1},"kv_transfer_params":{"b":2}}'
+    assert json.loads(parse(Api.CHAT, body).body) == {"model": "m", "messages": []}
+
+
+def test_reserved_fields_are_removed_from_vllm_xargs():
+    sent = json.loads(parse(Api.CHAT, chat(vllm_xargs={"kv_transfer_params": {}, "keep": 1})).body)
+    assert sent["vllm_xargs"] == {"keep": 1}
+
+
+def test_usage_is_asked_for_in_a_stream_that_does_not_ask():
+    parsed = parse(Api.CHAT, chat(stream=True))
+    assert json.loads(parsed.body)["stream_options"] == {"include_usage": True}
+    assert not parsed.wants_usage
+
+
+def test_other_stream_options_are_kept_when_usage_is_added():
+    sent = json.loads(parse(Api.CHAT, chat(stream=True, stream_options={"include_usage": False, "x": 1})).body)
+    assert sent["stream_options"] == {"include_usage": True, "x": 1}
+    assert json.loads(parse(Api.CHAT, chat(stream=True, stream_options=None)).body)["stream_options"] == {
+        "include_usage": True
+    }
+
+
+def test_a_stream_that_asks_for_usage_is_left_alone():
+    body = chat(stream=True, stream_options={"include_usage": True})
+    parsed = parse(Api.CHAT, body)
+    assert parsed.body is body
+    assert parsed.wants_usage
+
+
+def test_a_longer_conversation_shares_the_prefix_of_the_shorter_one():
+    turns = [{"role": "user", "content": "word " * 200}, {"role": "assistant", "content": "reply " * 100}]
+    one = parse(Api.CHAT, chat(messages=turns[:1])).prefix
+    two = parse(Api.CHAT, chat(messages=[*turns, {"role": "user", "content": "more " * 90}])).prefix
+    assert len(one) == 1000 // 256
+    assert two[: len(one)] == one
+    assert len(two) > len(one)
+
+
+@pytest.mark.parametrize("other", [{"model": "n"}, {"cache_salt": "s"}, {"tools": [{"type": "function"}]}])
+def test_model_salt_and_tools_part_prefixes(other: dict[str, object]):
+    messages = [{"role": "user", "content": "word " * 200}]
+    one = parse(Api.CHAT, chat(messages=messages)).prefix
+    assert not set(one) & set(parse(Api.CHAT, chat(messages=messages, **other)).prefix)
+
+
+def test_an_image_counts_by_digest_not_by_length():
+    def message(image: str) -> list[object]:
+        return [
+            {
+                "role": "user",
+                "content": [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": "x" * 600}],
+            }
+        ]
+
+    one = parse(Api.CHAT, chat(messages=message("data:" + "A" * 9000)))
+    assert one.prompt_bytes < 700
+    assert one.prefix != parse(Api.CHAT, chat(messages=message("data:" + "B" * 9000))).prefix
+
+
+def test_token_ids_are_counted_exactly():
+    parsed = parse(Api.COMPLETIONS, json.dumps({"model": "m", "prompt": list(range(130))}).encode())
+    assert parsed.prompt_tokens == 130
+    assert len(parsed.prefix) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        (b"", "JSON"),
+        (b"{", "JSON"),
+        (b"[]", "object"),
+        (b'{"model":"m","messages":[]} x', "JSON"),
+        (b'{"messages":[]}', "model"),
+        (b'{"model":1,"messages":[]}', "$.model"),
+        (b'{"model":"m"}', "messages"),
+        (b'{"model":"m","messages":{}}', "$.messages"),
+        (b'{"model":"m","messages":[{"role":1}]}', "$.messages[0].role"),
+        (b'{"model":"m","messages":[{"role":"user","content":[3]}]}', "content parts"),
+        (b'{"model":"m","messages":[],"stream":"yes"}', "$.stream"),
+        (b'{"model":"m","messages":[],"max_tokens":-1}', "max_tokens"),
+        (b'{"model":"m","messages":[],"n":-2}', "n must not"),
+        (b'{"model":"\xff","messages":[]}', "JSON"),
+        (b'{"model":"m","messages":[],"x":' + b"[" * 100_000, "deeply"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(body: bytes, where: str):
+    with pytest.raises(CallerError) as caught:
+        parse(Api.CHAT, body)
+    assert caught.value.status == 400
+    assert where in caught.value.message or where == caught.value.param
+
+
+@pytest.mark.parametrize("prompt", [[1, "a"], [-1], [2**40], [[1], "x"], []])
+def test_a_prompt_that_is_neither_text_nor_token_ids_is_refused(prompt: object):
+    with pytest.raises(CallerError):
+        parse(Api.COMPLETIONS, json.dumps({"model": "m", "prompt": prompt}).encode())
+
+
+@given(st.sampled_from(list(Api)), st.binary(max_size=200))
+def test_no_bytes_raise_anything_but_a_callers_error(api: Api, body: bytes):
+    try:
+        parse(api, body)
+    except CallerError as error:
+        assert error.status == 400
+
+
+@given(
+    st.sampled_from(list(Api)),
+    st.dictionaries(
+        st.sampled_from(
+            [
+                "model",
+                "messages",
+                "prompt",
+                "input",
+                "stream",
+                "n",
+                "tools",
+                "stream_options",
+                "vllm_xargs",
+                "kv_transfer_params",
+                "max_tokens",
+                "cache_salt",
+            ]
+        ),
+        JSON,
+    ),
+)
+def test_any_json_is_refused_or_forwarded_without_reserved_fields(api: Api, document: dict[str, object]):
+    try:
+        parsed = parse(api, json.dumps(document).encode())
+    except CallerError as error:
+        assert error.status == 400
+        return
+    sent = json.loads(parsed.body)
+    assert not RESERVED_KEYS & sent.keys()
+    unchanged = {k: v for k, v in document.items() if k not in RESERVED_KEYS | {"stream_options", "vllm_xargs"}}
+    assert {k: v for k, v in sent.items() if k not in ("stream_options", "vllm_xargs")} == unchanged
