@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+import uvloop
 
 from beaconry.config.gateway import Limits
 from beaconry.io.http_exchange import Exchange
@@ -14,7 +15,9 @@ POST = b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%b"
 
 
 def echo(exchange: Exchange) -> None:
-    exchange.respond(200, exchange.method.encode() + b" " + exchange.path.encode() + b" " + exchange.body, b"text/plain")
+    exchange.respond(
+        200, exchange.method.encode() + b" " + exchange.path.encode() + b" " + exchange.body, b"text/plain"
+    )
 
 
 @contextlib.asynccontextmanager
@@ -47,7 +50,8 @@ async def talk(server: HttpServer, *pieces: bytes, pause_s: float = 0.0) -> byte
 
 
 def run(test: Callable[[], object]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 20))  # type: ignore[arg-type]
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(test(), 20))  # type: ignore[arg-type]
 
 
 def test_a_request_is_answered_and_the_connection_kept():
@@ -64,7 +68,9 @@ def test_requests_sent_ahead_are_answered_in_order():
     async def main():
         async with serving() as server:
             answer = await talk(server, b"".join(POST % (1, b"%d" % i) for i in range(10)))
-            assert [answer.index(b"/echo %d" % i) for i in range(10)] == sorted(answer.index(b"/echo %d" % i) for i in range(10))
+            assert [answer.index(b"/echo %d" % i) for i in range(10)] == sorted(
+                answer.index(b"/echo %d" % i) for i in range(10)
+            )
 
     run(main)
 

@@ -3,9 +3,15 @@
 In YAML the names are camelCase (`firstByteS`). Sources: file, then flags.
 """
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from beaconry.values.endpoint import EngineType, Role
+
+PATH = Meta(pattern=r"^/[\x21-\x7e]*$")
+"""An absolute path without spaces or control characters: it goes onto the request line as it is."""
+ABOVE_0 = Meta(gt=0)
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -73,9 +79,9 @@ class Retry(Section, frozen=True):
 class Health(Section, frozen=True):
     """Active checks and passive ejection."""
 
-    path: str = "/health"
-    interval_s: float = 2.0
-    timeout_s: float = 2.0
+    path: Annotated[str, PATH] = "/health"
+    interval_s: Annotated[float, ABOVE_0] = 2.0
+    timeout_s: Annotated[float, ABOVE_0] = 2.0
     unhealthy_after: int = 3
     """Failed checks in a row; one slow step of an engine is not an outage."""
     eject_after: int = 3
@@ -88,9 +94,10 @@ class Health(Section, frozen=True):
 class Scrape(Section, frozen=True):
     """Reading the engines' metrics: a correction of our own counters, so once a second is enough."""
 
-    path: str = "/metrics"
-    interval_s: float = 1.0
-    timeout_s: float = 1.0
+    path: Annotated[str, PATH] = "/metrics"
+    """trtllm-serve is read at /prometheus/metrics unless this is changed."""
+    interval_s: Annotated[float, ABOVE_0] = 1.0
+    timeout_s: Annotated[float, ABOVE_0] = 1.0
     body_bytes: int = 4_194_304
 
 

@@ -8,8 +8,10 @@ that no two parties can disagree on where a request ends.
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Callable
+from typing import cast
 
 import httptools
 import msgspec
@@ -19,6 +21,7 @@ from beaconry.io.http_exchange import Exchange, status_line
 from beaconry.values.errors import OperatorError
 from beaconry.wire.errors import error_body
 
+_LOG = logging.getLogger(__name__)
 NEVER = float("inf")
 LINGER_S = 2.0
 """How long the rest of a refused request is read and dropped: closing at once would reset the connection under the answer."""
@@ -39,7 +42,6 @@ class Connection(asyncio.Protocol):
         "_current",
         "_draining_input",
         "_fed_bytes",
-        "_head_bytes",
         "_headers",
         "_in_headers",
         "_parser",
@@ -63,10 +65,8 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._body_bytes = 0
-        self._head_bytes = 0
-        """Bytes of the request line and headers parsed so far."""
         self._fed_bytes = 0
-        """Bytes received after the read in which the request began, while its headers are not complete."""
+        """Bytes received since the last request was complete: no fewer than the present one's headers so far."""
         self._target = b""
         self._in_headers = False
         self._wants_continue = False
@@ -79,12 +79,11 @@ class Connection(asyncio.Protocol):
     # -- asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)
         if not self._server.admit(self):
-            transport.abort()
+            self.transport.abort()
             return
-        transport.set_write_buffer_limits(WRITE_HIGH_BYTES)
+        self.transport.set_write_buffer_limits(WRITE_HIGH_BYTES)
         self.deadline_s = self._server.now_s() + self._server.limits.header_s
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002, D102
@@ -107,11 +106,12 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:  # noqa: D102
         if self._draining_input:
             return
-        if self._in_headers:  # a header without end stays inside the parser, so count what was fed too
-            self._fed_bytes += len(data)
-            if self._fed_bytes > self._server.limits.header_bytes:
-                self._refuse_headers()
-                return
+        if self._in_headers and self._fed_bytes > self._server.limits.header_bytes:
+            self._refuse(
+                *self._headers_too_large()
+            )  # a header without end stays inside the parser, so what was fed counts
+            return
+        self._fed_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -147,7 +147,6 @@ class Connection(asyncio.Protocol):
         self._headers = []
         self._body = []
         self._target = b""
-        self._head_bytes = self._fed_bytes = 0
         self._in_headers = True
         self._wants_continue = False
         if self._current is None:
@@ -155,41 +154,46 @@ class Connection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:  # noqa: D102
         self._target += url
-        self._head_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102
         if self._in_headers:  # trailers come this way too, and are dropped
             self._headers.append((name.lower(), value))
-            self._head_bytes += len(name) + len(value) + 4
 
     def on_headers_complete(self) -> None:  # noqa: D102
         self._in_headers = False
         if self._draining_input:
             return
-        if self._head_bytes > self._server.limits.header_bytes:
-            self._refuse_headers()
-            return
-        if self._parser.should_upgrade():
-            self._refuse(501, "protocol upgrades such as WebSocket are not supported; send plain HTTP/1.1", "upgrade")
+        fault = self._fault_of_headers()
+        if fault is not None:
+            self._refuse(*fault)
             return
         if self._current is None:
             self.deadline_s = self._server.now_s() + self._server.limits.body_s
+        if self._wants_continue:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _fault_of_headers(self) -> tuple[int, str, str] | None:
+        """Status, message and code of what is wrong with the request's headers; None if nothing is. Notes `_wants_continue`."""
+        limits, modern = self._server.limits, self._parser.get_http_version() == "1.1"
+        if self._parser.should_upgrade():
+            return 501, "protocol upgrades such as WebSocket are not supported; send plain HTTP/1.1", "upgrade"
+        if self._fed_bytes > limits.header_bytes:  # then perhaps, and it is worth counting
+            head_bytes = len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers)
+            if head_bytes > limits.header_bytes:
+                return self._headers_too_large()
         hosts = 0
         for name, value in self._headers:
-            if name == b"content-length" and int(value) > self._server.limits.body_bytes:
-                self._refuse_body()
-                return
             if name == b"host":
                 hosts += 1
+            elif name == b"content-length" and int(value) > limits.body_bytes:
+                return self._body_too_large()
             elif name == b"expect":
                 if value.lower() != b"100-continue":
-                    self._refuse(417, "only `Expect: 100-continue` is understood", "expectation_failed")
-                    return
-                self._wants_continue = self._current is None and self._parser.get_http_version() == "1.1"
-        if hosts > 1 or (hosts == 0 and self._parser.get_http_version() == "1.1"):
-            self._refuse(400, "exactly one Host header is needed", "bad_host")
-        elif self._wants_continue and not self._draining_input:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    return 417, "only `Expect: 100-continue` is understood", "expectation_failed"
+                self._wants_continue = modern and self._current is None
+        if hosts > 1 or (hosts == 0 and modern):
+            return 400, "exactly one Host header is needed", "bad_host"
+        return None
 
     def on_body(self, data: bytes) -> None:  # noqa: D102
         if self._draining_input:
@@ -198,11 +202,12 @@ class Connection(asyncio.Protocol):
         self._body_bytes += len(data)
         self._server.buffered_bytes += len(data)
         if self._body_bytes > self._server.limits.body_bytes:
-            self._refuse_body()
+            self._refuse(*self._body_too_large())
         elif self._server.buffered_bytes > self._server.limits.buffered_bytes:
             self._refuse(503, "the gateway holds as many request bodies as it may; try again shortly", "overloaded")
 
     def on_message_complete(self) -> None:  # noqa: D102
+        self._fed_bytes = 0
         if self._draining_input:
             return
         parser = self._parser
@@ -227,7 +232,12 @@ class Connection(asyncio.Protocol):
     def _begin(self, exchange: Exchange) -> None:
         self._current = exchange
         self.deadline_s = NEVER
-        self._server.handle(exchange)
+        try:
+            self._server.handle(exchange)
+        except Exception:  # noqa: BLE001 -- a bug of ours must cost one request, not leave its client waiting
+            _LOG.exception("a request could not be handled")
+            exchange.keep_alive = False
+            exchange.respond(500, error_body("this gateway has failed; its log says why", status=500, code="internal"))
 
     def answered(self, exchange: Exchange) -> None:
         """The current answer is complete: go on with the next request, or wait for it, or close."""
@@ -266,15 +276,17 @@ class Connection(asyncio.Protocol):
 
     # -- refusing and closing
 
-    def _refuse_headers(self) -> None:
+    def _headers_too_large(self) -> tuple[int, str, str]:
         limit = self._server.limits.header_bytes
-        self._refuse(
-            431, f"request line and headers are larger than the {limit} bytes this gateway takes", "headers_too_large"
+        return (
+            431,
+            f"request line and headers are larger than the {limit} bytes this gateway takes",
+            "headers_too_large",
         )
 
-    def _refuse_body(self) -> None:
+    def _body_too_large(self) -> tuple[int, str, str]:
         limit = self._server.limits.body_bytes
-        self._refuse(413, f"the request body is larger than the {limit} bytes this gateway takes", "body_too_large")
+        return 413, f"the request body is larger than the {limit} bytes this gateway takes", "body_too_large"
 
     def _refuse(self, status: int, message: str, code: str) -> None:
         """Answer what cannot become an exchange, and close. If an answer is under way, closing must do."""

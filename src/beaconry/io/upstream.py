@@ -7,7 +7,7 @@ answer costs one write to the client. It knows nothing of OpenAI or of routing.
 import asyncio
 import errno
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 import httptools
 
@@ -86,6 +86,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_call",
         "_complete",
         "_headers",
+        "_keep_alive",
         "_open_ended",
         "_parser",
         "_parts",
@@ -110,6 +111,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._open_ended = False
         """The current answer's body ends with the connection."""
         self._complete = False
+        self._keep_alive = False
         self._served = 0
         """Answers completed on this connection."""
 
@@ -129,8 +131,7 @@ class UpstreamConnection(asyncio.Protocol):
     # -- asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
         call, self._call = self._call, None
@@ -176,8 +177,7 @@ class UpstreamConnection(asyncio.Protocol):
         call.leg = None
         call.attach(None)
         self._served += 1
-        if self._parser.should_keep_alive():
-            # llhttp is ready for the next message by itself
+        if self._keep_alive:
             self._pool.release(self)
         else:
             self.transport.close()
@@ -216,6 +216,7 @@ class UpstreamConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:  # noqa: D102
         if self._status:
             self._complete = True
+            self._keep_alive = self._parser.should_keep_alive()  # known only here: llhttp starts afresh after the message
 
 
 class UpstreamPool:

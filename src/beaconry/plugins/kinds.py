@@ -8,6 +8,8 @@ from random import Random
 from typing import Protocol
 
 from beaconry.values.candidate import Candidate, Prediction
+from beaconry.values.decision import Ranking
+from beaconry.values.endpoint import Endpoint
 from beaconry.values.request import Request
 
 
@@ -48,4 +50,16 @@ class PredictorSource(Protocol):
 
     def predict(self, request: Request, candidate: Candidate) -> Prediction:
         """Return TTFT and ITL of `request` on `candidate`, in seconds."""
+        ...
+
+    def prefill_s(self, endpoint: Endpoint, tokens: float) -> float:
+        """Return the engine time that computing `tokens` prompt tokens takes on `endpoint`, in seconds."""
+        ...
+
+
+class Policy(Protocol):
+    """Ranks candidates. One object serves one router; it may remember earlier decisions."""
+
+    def rank(self, request: Request, candidates: Sequence[Candidate], now_s: float, rng: Random) -> Ranking:
+        """Return the winner among `candidates`, which are never empty, and the numbers that made it win."""
         ...

@@ -48,10 +48,10 @@ class Ended(Struct, frozen=True, kw_only=True):
 
     request_id: str
     outcome: Outcome
-    endpoint: str | None
     attempts: int
-    ttft_s: float | None
+    """Legs started."""
     e2e_s: float
+    """Since arrival."""
 
 
 class WakeAt(Struct, frozen=True):

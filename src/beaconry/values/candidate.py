@@ -25,6 +25,10 @@ class Candidate(Struct, frozen=True, kw_only=True):
     """Prompt tokens of this request believed to be cached here, prefixes still being prefilled included."""
     displaced_tokens: float = 0.0
     """Expected tokens to be computed again later because this request's new blocks evict others here."""
+    known_tokens: int = 0
+    """Matched tokens and the following ones that were cached here before: where the prompt is at home."""
+    oldest_wait_s: float = 0.0
+    """Age of the oldest request in prefill, 0 if there is none: shows a slow or hung engine before any counter does."""
     sample: LoadSample | None = None
 
     @property

@@ -1,9 +1,29 @@
-"""Where a request goes and why: the trace that log, debug headers, `explain` and simulator print alike."""
+"""Where a request goes and why: the trace that log, debug headers, `explain` and simulator print alike.
+
+A policy leaves its numbers in a `Ranking`; verdicts are made from it only when somebody reads them, since most traces are never read.
+"""
+
+from collections.abc import Sequence
 
 from msgspec import Struct
 
 from beaconry.values.candidate import Candidate, Prediction
 from beaconry.values.endpoint import Endpoint
+
+
+class Ranking(Struct, frozen=True, kw_only=True, gc=False):
+    """What a policy made of the candidates. Sequences run parallel to them; the least total wins."""
+
+    winner: int
+    totals: Sequence[float] = ()
+    """Seconds, or negated scores; empty if the policy does not compare."""
+    terms: tuple[str, ...] = ()
+    """Names of the columns of `rows`."""
+    rows: Sequence[tuple[float, ...]] = ()
+    """Per candidate, the parts of its total."""
+    predictions: Sequence[Prediction] = ()
+    why: str = ""
+    """What decided, in a few words."""
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
@@ -12,20 +32,58 @@ class Verdict(Struct, frozen=True, kw_only=True):
     candidate: Candidate
     prediction: Prediction | None = None
     terms: dict[str, float] = {}
-    """Named parts of the cost in seconds (or of the score, for weighted profiles)."""
+    """Named parts of the cost in seconds (or of the negated score, for weighted profiles)."""
     total: float = 0.0
     reason: str = ""
-    """Why it lost, or why it won; "" until the pick."""
+    """Why it lost, or why it won."""
 
 
 class Decision(Struct, frozen=True, kw_only=True):
-    """The chosen endpoint and the verdict on every candidate, chosen one first."""
+    """The chosen endpoint, and what it was chosen from."""
 
     endpoint: Endpoint
     policy: str
-    verdicts: tuple[Verdict, ...]
+    candidates: Sequence[Candidate]
+    """Those that passed the filters."""
+    ranking: Ranking
+    dropped: Sequence[Candidate] = ()
+    """Those that the filters took away."""
 
     @property
     def chosen(self) -> Verdict:
         """The verdict on the endpoint that was picked."""
-        return self.verdicts[0]
+        return self._verdict(self.ranking.winner)
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """The verdict on every candidate: the chosen one first, then by total, then those filtered out. Built on each call."""
+        winner, totals = self.ranking.winner, self.ranking.totals
+        rest = [i for i in range(len(self.candidates)) if i != winner]
+        if totals:
+            rest.sort(key=totals.__getitem__)
+        filtered = tuple(Verdict(candidate=c, reason="filtered out") for c in self.dropped)
+        return (self._verdict(winner), *(self._verdict(i) for i in rest), *filtered)
+
+    def _verdict(self, i: int) -> Verdict:
+        ranking = self.ranking
+        row = ranking.rows[i] if ranking.rows else ()
+        return Verdict(
+            candidate=self.candidates[i],
+            prediction=ranking.predictions[i] if ranking.predictions else None,
+            terms=dict(zip(ranking.terms, row, strict=False)),
+            total=ranking.totals[i] if ranking.totals else 0.0,
+            reason=self._reason(i),
+        )
+
+    def _reason(self, i: int) -> str:
+        ranking = self.ranking
+        if i == ranking.winner:
+            return f"won: {ranking.why}"
+        if not ranking.totals:
+            return f"lost: {ranking.why}"
+        behind = ranking.totals[i] - ranking.totals[ranking.winner]
+        if not ranking.rows or behind == 0:
+            return f"lost by {behind:.4g}" if behind else "lost the tie"
+        mine, best = ranking.rows[i], ranking.rows[ranking.winner]
+        worst = max(range(len(mine)), key=lambda k: mine[k] - best[k])
+        return f"lost by {behind:.4g}, most of it {ranking.terms[worst]}"

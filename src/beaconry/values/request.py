@@ -28,6 +28,8 @@ class Request(Struct, frozen=True, kw_only=True):
     arrived_s: float
     prompt_tokens: int
     """Estimated, or exact where the prompt came as token ids."""
+    prompt_bytes: int = 0
+    """Length of the canonical prompt text; 0 where the token count is exact."""
     prefix: tuple[int, ...] = ()
     block_tokens: float = 64.0
     output_tokens: int | None = None

@@ -1,1 +1,1 @@
-"""Arrivals, prompts, sessions and trace files; summaries of what came back: one maths for bench, simulator and dashboard. Read `plan.py`."""
+"""Arrivals, prompts, sessions, traces; summaries of what came back: one maths for bench, simulator and dashboard. Start at `plan.py`."""

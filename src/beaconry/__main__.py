@@ -1,0 +1,5 @@
+"""`python -m beaconry`."""
+
+from beaconry.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,118 @@
+"""The composition root: the only place where router, driver, door, monitor and server meet."""
+
+import asyncio
+import gc
+import secrets
+from contextlib import AsyncExitStack
+from random import Random
+
+from beaconry.config.gateway import GatewayConfig
+from beaconry.io.access_log import AccessLog
+from beaconry.io.door import Door
+from beaconry.io.driver import Driver
+from beaconry.io.endpoint_file import endpoints_of
+from beaconry.io.http_server import HttpServer, ServerStatistics, serve
+from beaconry.io.metrics import MetricsPage
+from beaconry.io.monitor import Monitor
+from beaconry.io.relay import Relay
+from beaconry.kvindex.approximate import ApproximateIndex
+from beaconry.latency.rates import RateBook
+from beaconry.plugins.registry import Registry
+from beaconry.router.effects import Ended
+from beaconry.router.facts import Drain, EndpointGone, EndpointSeen, Fact
+from beaconry.router.router import Router
+from beaconry.router.statistics import RouterStatistics
+from beaconry.scheduling.scheduler import make_scheduler
+
+GC_THRESHOLDS = (50_000, 20, 50)
+"""Requests make few cycles and many short-lived objects: the default of 700 scans the heap hundreds of times a second."""
+
+
+def make_router(config: GatewayConfig) -> Router:
+    """The machine alone, as both drivers use it. Raises OperatorError for an unknown policy."""
+    rates = RateBook()
+    return Router(
+        scheduler=make_scheduler(config.policy, rates, Registry.installed()),
+        index=ApproximateIndex(limit_bytes=config.index_bytes),
+        rates=rates,
+        rng=Random(config.seed),
+        deadlines=config.deadlines,
+        retry=config.retry,
+        health=config.health,
+    )
+
+
+class Gateway:
+    """A running gateway. `start` and `stop` belong to one task."""
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self.config = config
+        self.port = 0
+        """The bound port, once started."""
+        self._router = make_router(config)
+        self._stack = AsyncExitStack()
+        self._log: AccessLog | None = None
+        self._driver: Driver
+        self._server: HttpServer
+        self._monitor: Monitor
+
+    async def start(self) -> None:
+        """Bind and serve. Raises OperatorError if the address or the log file cannot be had."""
+        loop = asyncio.get_running_loop()
+        config = self.config
+        if config.access.log is not None:
+            self._log = AccessLog(config.access.log, loop)
+            self._stack.callback(self._log.close)
+        group = await self._stack.enter_async_context(asyncio.TaskGroup())
+        self._driver = Driver(self._router, loop, group.create_task, config.deadlines.connect_s, self._ended)
+        self._stack.callback(self._driver.close)
+        self._monitor = Monitor(self.tell, self._driver.pool_of, config.health, config.scrape, loop.time)
+        page = MetricsPage(self.statistics, self.server_statistics)
+        door = Door(
+            self._driver,
+            page.render,
+            debug_headers=config.access.debug_headers,
+            session_header=config.access.session_header,
+            boot_id=secrets.token_hex(4),
+        )
+        try:
+            self._server = await serve(door.handle, config.listen.host, config.listen.port, config.limits)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        self.port = self._server.port
+        monitoring = group.create_task(self._monitor.run())
+        self._stack.callback(monitoring.cancel)
+        for endpoint in endpoints_of(config):
+            self.tell(EndpointSeen(endpoint))
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+
+    def tell(self, fact: Fact) -> None:
+        """Hand in a fact from outside: discovery's EndpointSeen and EndpointGone."""
+        self._driver.tell(fact)
+        if isinstance(fact, EndpointSeen):
+            self._monitor.watch(fact.endpoint)
+        elif isinstance(fact, EndpointGone):
+            self._monitor.unwatch(fact.name)
+
+    def statistics(self) -> RouterStatistics:
+        """What the router has counted."""
+        return self._router.statistics(self._driver.now_s())
+
+    def server_statistics(self) -> ServerStatistics:
+        """What the listener holds."""
+        return self._server.statistics()
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new requests, let running ones finish for at most `grace_s`, then end them and close everything."""
+        deadline_s = self._driver.now_s() + grace_s
+        self.tell(Drain(deadline_s))
+        await self._server.drain(deadline_s + 0.5)
+        await self._server.abort_all()
+        await self._stack.aclose()
+
+    def _ended(self, relay: Relay, ended: Ended) -> None:
+        if self._log is not None:
+            self._log.write(relay, ended)

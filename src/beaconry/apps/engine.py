@@ -1,0 +1,130 @@
+"""`beaconry engine`: one simulated engine that behaves as vLLM does, in its interfaces and its timing. No model, no accelerator."""
+
+import argparse
+import asyncio
+import gc
+import signal
+
+import msgspec
+import uvloop
+
+from beaconry.engine_model.hashing import ALGORITHMS
+from beaconry.engine_model.presets import variant
+from beaconry.engine_model.step_time import LinearStepTime, StepTime
+from beaconry.io.engine_generation import EngineOptions
+from beaconry.io.engine_server import serve_engine
+from beaconry.values.errors import OperatorError
+
+DEFAULT_PRESET = "llama-3.1-8b/h100"
+MAX_MODEL_LEN = 131_072
+"""What most current models were trained for; less where the KV memory holds less."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options. Names and defaults are vLLM's where it has them."""
+    add = parser.add_argument
+    add(
+        "--model",
+        action="append",
+        metavar="NAME",
+        help="name it answers to; may be repeated (default: the preset's model)",
+    )
+    add(
+        "--preset",
+        default=DEFAULT_PRESET,
+        metavar="MODEL/HARDWARE",
+        help="whose timing and KV memory, for example qwen3-32b/h100x2 (default: %(default)s)",
+    )
+    add(
+        "--step-time",
+        metavar="NAME=VALUE,...",
+        help="instead of the preset's timing: fixed_s, per_seq_s, "
+        "per_context_token_s, prefill_tps; those left out cost nothing",
+    )
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=int, default=8000, help="port to listen on, 0 for a free one (default: %(default)s)")
+    add("--speed", type=float, default=1.0, help="model seconds per real second (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of replies and noise (default: %(default)s)")
+    add("--blocks", type=int, help="KV blocks (default: what the preset's memory holds)")
+    add("--block-size", type=int, default=16, help="tokens per block (default: %(default)s)")
+    add("--max-num-seqs", type=int, default=256, help="running sequences at most (default: %(default)s)")
+    add("--max-num-batched-tokens", type=int, default=8192, help="token budget of a step (default: %(default)s)")
+    add("--max-model-len", type=int, help=f"tokens of prompt and reply (default: {MAX_MODEL_LEN}, or less KV memory)")
+    add("--max-num-queued-reqs", type=int, default=16_384, help="waiting sequences at most (default: %(default)s)")
+    add("--no-enable-prefix-caching", action="store_true", help="share no blocks")
+    add(
+        "--prefix-caching-hash-algo",
+        choices=sorted(ALGORITHMS),
+        default="fast",
+        help="block hashes (default: %(default)s)",
+    )
+    add("--step-noise", type=float, default=0.0, help="relative deviation of step times (default: %(default)s)")
+    add("--shutdown-timeout", type=float, default=20.0, metavar="SECONDS", help="how long running requests may finish after "
+        "SIGTERM (default: %(default)s)")  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until told to stop. 0: stopped; raises OperatorError for options that cannot be had."""
+    options = _options(args)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(options, args.host, args.port, args.shutdown_timeout))
+    return 0
+
+
+async def _serve(options: EngineOptions, host: str, port: int, grace_s: float) -> None:
+    """Run one engine from start to drain; a second signal cuts the drain short."""
+    loop = asyncio.get_running_loop()
+    asked, hurried = asyncio.Event(), asyncio.Event()
+
+    def stop() -> None:
+        (hurried if asked.is_set() else asked).set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    engine, server = await serve_engine(options, host, port)
+    gc.freeze()  # imports and settings live for ever: spare the collector its walks over them
+    print(f"ready http://{host}:{server.port}", flush=True)
+    await asked.wait()
+    deadline_s = loop.time() + grace_s
+    drained = asyncio.ensure_future(engine.generation.drain(grace_s))
+    cut = asyncio.ensure_future(hurried.wait())
+    await asyncio.wait((drained, cut), return_when=asyncio.FIRST_COMPLETED)
+    drained.cancel()
+    cut.cancel()
+    if not hurried.is_set():
+        await server.drain(deadline_s)
+    await server.abort_all()
+
+
+def _options(args: argparse.Namespace) -> EngineOptions:
+    preset = variant(args.preset)
+    settings = msgspec.structs.replace(
+        preset.settings(args.block_size),
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        prefix_caching=not args.no_enable_prefix_caching,
+        step_noise=args.step_noise,
+    )
+    if args.blocks is not None:
+        settings = msgspec.structs.replace(settings, num_blocks=args.blocks)
+    return EngineOptions(
+        models=tuple(args.model or (preset.model.name,)),
+        settings=settings,
+        step_time=preset.step_time() if args.step_time is None else _step_time(args.step_time),
+        max_model_len=args.max_model_len or min(MAX_MODEL_LEN, settings.num_blocks * settings.block_tokens),
+        speed=args.speed,
+        seed=args.seed,
+        hash_algorithm=args.prefix_caching_hash_algo,
+        max_queued=args.max_num_queued_reqs,
+    )
+
+
+def _step_time(text: str) -> StepTime:
+    pairs = dict(item.partition("=")[::2] for item in text.split(","))
+    unknown = pairs.keys() - set(LinearStepTime.__struct_fields__)
+    if unknown:
+        raise OperatorError(f"--step-time: no {min(unknown)!r}; it has {', '.join(LinearStepTime.__struct_fields__)}")
+    try:
+        return msgspec.convert({"fixed_s": "0", **pairs}, LinearStepTime, strict=False)
+    except msgspec.ValidationError as error:
+        raise OperatorError(f"--step-time {text}: {error}") from error

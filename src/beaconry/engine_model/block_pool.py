@@ -1,0 +1,206 @@
+"""Paged KV memory with prefix caching: a fixed number of blocks, shared by hash, evicted least recently used first.
+
+Follows vLLM's `v1/core/block_pool.py`. A block is in exactly one of four places:
+
+    blank     free, without content
+    private   held by one sequence, not shareable (not full yet, or of unknown hash)
+    held      full and shareable, referenced by one or more sequences
+    idle      full and shareable, referenced by none: still found by lookups, first to go when memory is needed
+
+vLLM's free queue is blank blocks first, then idle ones in the order of their release, so counting blank and private blocks and
+keying the others by hash loses nothing. Like vLLM the pool does not merge equal blocks that two sequences computed
+independently: the second one lives under an alias key, and each of them is announced and removed for itself.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence as Sized
+from itertools import count, islice
+
+from beaconry.engine_model.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
+from beaconry.engine_model.sequence import Sequence
+from beaconry.values.errors import InternalError
+
+
+class BlockPool:
+    """The blocks of one engine.
+
+    Attributes (invariants in `check`):
+        blank: number of free blocks without content.
+        private: number of blocks held as private.
+        caching: False if no block is ever shared.
+        evictions: cached blocks dropped since the start.
+
+    `_refs` maps the key of each held or idle block to its number of holders, `_idle` has exactly the keys with no holder, least
+    recently released first. A key is the block's hash, or a negative alias for a further block of the same hash: `_hash_of`
+    maps aliases to hashes, `_aliases` maps hashes to their aliases, oldest first.
+    """
+
+    def __init__(
+        self, num_blocks: int, block_tokens: int, *, caching: bool = True, record_events: bool = False
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_tokens = block_tokens
+        self.caching = caching
+        self.blank = num_blocks
+        self.private = 0
+        self.evictions = 0
+        self._events: list[KvEvent] | None = [] if record_events else None
+        self._refs: dict[int, int] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._hash_of: dict[int, int] = {}
+        self._aliases: dict[int, list[int]] = {}
+        self._alias_keys = count(-1, -1)
+
+    @property
+    def free(self) -> int:
+        """Blocks that can be allocated: blank and idle ones."""
+        return self.blank + len(self._idle)
+
+    @property
+    def cached(self) -> int:
+        """Shareable blocks, held or idle."""
+        return len(self._refs)
+
+    def match(self, hashes: Sized[int], limit: int) -> list[int]:
+        """Return the keys of the longest cached prefix of `hashes`, at most `limit` of them. Changes nothing."""
+        refs = self._refs
+        keys: list[int] = []
+        for block_hash in islice(hashes, limit):
+            if block_hash in refs:
+                keys.append(block_hash)
+            elif block_hash in self._aliases:
+                keys.append(self._aliases[block_hash][0])
+            else:
+                break
+        return keys
+
+    def count_held(self, keys: list[int]) -> int:
+        """Return how many of these cached blocks are held: sharing them takes no free block."""
+        refs = self._refs
+        return sum(1 for key in keys if refs[key])
+
+    def share(self, keys: list[int]) -> None:
+        """Add a holder to each of these cached blocks."""
+        refs, idle = self._refs, self._idle
+        for key in keys:
+            holders = refs[key]
+            if not holders:
+                del idle[key]
+            refs[key] = holders + 1
+
+    def allocate(self, blocks: int) -> None:
+        """Take private blocks: blank ones, then the idle ones that were released longest ago. The caller has checked `free`."""
+        self.private += blocks
+        if blocks <= self.blank:
+            self.blank -= blocks
+            return
+        evicted = blocks - self.blank
+        self.blank = 0
+        self.evictions += evicted
+        for _ in range(evicted):
+            self._drop(self._idle.popitem(last=False)[0])
+
+    def publish(self, sequence: Sequence, full_blocks: int) -> None:
+        """Make the sequence's private blocks below index `full_blocks` shareable, as far as their hashes are known."""
+        table, hashes = sequence.table, sequence.hashes
+        start, end = len(table), min(full_blocks, len(hashes))
+        if start >= end or not self.caching:
+            return
+        refs = self._refs
+        for block_hash in hashes[start:end]:
+            key = block_hash if block_hash not in refs and block_hash not in self._aliases else self._alias(block_hash)
+            refs[key] = 1
+            table.append(key)
+        self.private -= end - start
+        sequence.private_blocks -= end - start
+        if self._events is not None:
+            self._events.append(self._stored(sequence, start, end))
+
+    def release(self, sequence: Sequence) -> None:
+        """Take all blocks from a sequence. Its tail becomes idle first, so that a prefix outlives what follows it."""
+        refs, idle = self._refs, self._idle
+        self.blank += sequence.private_blocks
+        self.private -= sequence.private_blocks
+        sequence.private_blocks = 0
+        for key in reversed(sequence.table):
+            holders = refs[key] - 1
+            refs[key] = holders
+            if not holders:
+                idle[key] = None
+        sequence.table.clear()
+
+    def clear(self) -> bool:
+        """Forget all cached blocks; refused (False) while any block is in use, as vLLM does."""
+        if self.free != self.num_blocks:
+            return False
+        self.blank = self.num_blocks
+        for table in (self._refs, self._idle, self._hash_of, self._aliases):
+            table.clear()
+        if self._events is not None:
+            self._events.append(AllBlocksCleared())
+        return True
+
+    def take_events(self) -> list[KvEvent]:
+        """Return the events since the last call, oldest first."""
+        events = self._events or []
+        if events:
+            self._events = []
+        return events
+
+    def copy(self) -> "BlockPool":
+        """Return an independent pool in the same state, that records no events."""
+        other = BlockPool(self.num_blocks, self.block_tokens, caching=self.caching)
+        other.blank, other.private, other.evictions = self.blank, self.private, self.evictions
+        other._refs = self._refs.copy()
+        other._idle = self._idle.copy()
+        other._hash_of = self._hash_of.copy()
+        other._aliases = {block_hash: keys.copy() for block_hash, keys in self._aliases.items()}
+        other._alias_keys = count(min(other._hash_of, default=0) - 1, -1)
+        return other
+
+    def check(self, sequences: Sized[Sequence]) -> None:
+        """Raise InternalError unless every block is in exactly one place and the holders are these sequences."""
+        holders: dict[int, int] = dict.fromkeys(self._refs, 0)
+        for sequence in sequences:
+            for key in sequence.table:
+                holders[key] = holders.get(key, 0) + 1
+        aliases = {key for keys in self._aliases.values() for key in keys}
+        conditions = {
+            "blocks are conserved": self.blank + self.private + len(self._refs) == self.num_blocks,
+            "no count is negative": min(self.blank, self.private) >= 0,
+            "holders are counted": holders == self._refs,
+            "idle blocks have no holder": self._idle.keys() == {key for key, n in holders.items() if n == 0},
+            "private blocks are counted": self.private == sum(s.private_blocks for s in sequences),
+            "aliases are cached blocks": aliases == self._hash_of.keys() and aliases <= self._refs.keys(),
+        }
+        broken = [name for name, holds in conditions.items() if not holds]
+        if broken:
+            raise InternalError(f"block pool: not true that {', '.join(broken)}")
+
+    def _alias(self, block_hash: int) -> int:
+        key = next(self._alias_keys)
+        self._hash_of[key] = block_hash
+        self._aliases.setdefault(block_hash, []).append(key)
+        return key
+
+    def _drop(self, key: int) -> None:
+        del self._refs[key]
+        block_hash = self._hash_of.pop(key, None)
+        if block_hash is not None:
+            siblings = self._aliases[block_hash]
+            siblings.remove(key)
+            if not siblings:
+                del self._aliases[block_hash]
+        if self._events is not None:
+            self._events.append(BlockRemoved(block_hash=key if block_hash is None else block_hash))
+
+    def _stored(self, sequence: Sequence, start: int, end: int) -> BlockStored:
+        size = self.block_tokens
+        return BlockStored(
+            block_hashes=tuple(sequence.hashes[start:end]),
+            parent_hash=sequence.hashes[start - 1] if start else None,
+            token_ids=() if sequence.tokens is None else tuple(sequence.tokens[start * size : end * size]),
+            block_tokens=size,
+            lora=sequence.lora,
+            salt=None if start else sequence.salt,
+        )

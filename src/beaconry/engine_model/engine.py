@@ -1,0 +1,430 @@
+"""The engine as a step machine: continuous batching over a paged, prefix-cached KV memory. No clock: the driver brings the time.
+
+    engine.submit(sequence, now_s)
+    while (duration_s := engine.begin_step(now_s)) is not None:
+        now_s += duration_s
+        result = engine.finish_step(now_s)
+
+It schedules as vLLM's `v1/core/sched/scheduler.py` does by default. Each step has a budget of tokens. First every running
+sequence gets its next token, or the next chunk of its prompt; who finds no block preempts the running sequence that came last,
+which loses its blocks and is computed again later. Then waiting sequences are admitted in order, as long as budget, places and
+blocks for all their tokens are left; the first that does not fit stops the admission. Cached prefix blocks are shared, but at
+least the last token is computed. Blocks are shareable from the step on that computes them, so two sequences admitted together
+compute a common prefix once. A chunk takes what is left of the budget, so at most one running sequence is in mid-prompt, and it
+is the last one.
+
+Not modelled: speculative decoding, sliding windows, asynchronous scheduling. One difference: where priorities differ, a
+preempted running sequence does not keep those behind it from running in the same step.
+"""
+
+from collections.abc import Collection
+from random import Random
+
+from beaconry.engine_model.block_pool import BlockPool
+from beaconry.engine_model.calendar import DecodeCalendar
+from beaconry.engine_model.kv_events import KvEvent
+from beaconry.engine_model.sequence import Phase, Sequence
+from beaconry.engine_model.step_time import StepTime
+from beaconry.engine_model.values import EngineSettings, EngineStatistics, StepResult
+from beaconry.engine_model.waiting_queue import WaitingQueue
+from beaconry.values.errors import CallerError, InternalError, OperatorError
+
+
+class Engine:
+    """One engine replica.
+
+    Invariants (`check`): a submitted sequence is in exactly one of `_waiting`, in mid-prompt (`_partial`, or in `_chunks` while a
+    step is in progress) and `_calendar`; waiting ones hold no blocks; blocks are conserved.
+    """
+
+    def __init__(
+        self, settings: EngineSettings, step_time: StepTime, *, rng: Random | None = None, record_events: bool = False
+    ) -> None:
+        _validate(settings)
+        self.settings = settings
+        self.step_time = step_time
+        self._rng = rng
+        self._pool = BlockPool(
+            settings.num_blocks, settings.block_tokens, caching=settings.prefix_caching, record_events=record_events
+        )
+        self._sequences: dict[str, Sequence] = {}
+        self._waiting = WaitingQueue()
+        self._partial: Sequence | None = None
+        self._calendar = DecodeCalendar(settings.block_tokens)
+        self._serials = 0
+        self._admissions = 0
+        # The step in progress: its beginning, sequences and context at that time, prompt chunks, and factor on its duration.
+        self._stepping = False
+        self._began_s = 0.0
+        self._load = (0, 0, 0, 0.0)
+        self._slowness = 1.0
+        self._planned_steps = 1
+        self._chunks: list[tuple[Sequence, int]] = []
+        self._preempted: list[Sequence] = []
+        # Totals.
+        self._prefix_queries = self._prefix_hits = self._preemptions = 0
+        self._prompt_tokens = self._computed_tokens = self._generation_tokens = 0
+
+    # -- sequences
+
+    @property
+    def idle(self) -> bool:
+        """True if there is nothing to do: `begin_step` would return None."""
+        return not self._sequences
+
+    @property
+    def decoding(self) -> Collection[Sequence]:
+        """The sequences that have a token and get more."""
+        return self._calendar.members
+
+    def submit(self, sequence: Sequence, now_s: float) -> None:
+        """Queue a new sequence. CallerError if it can never fit into the KV memory, or its id is in use."""
+        if sequence.phase is not Phase.NEW or sequence.id in self._sequences:
+            raise CallerError(f"sequence {sequence.id!r} was submitted before: make a new one with its own id")
+        if sequence.prompt_tokens < 1 or sequence.output_tokens < 1:
+            raise CallerError("a sequence needs at least one prompt token and one output token")
+        settings = self.settings
+        capacity = settings.num_blocks * settings.block_tokens
+        if sequence.prompt_tokens + sequence.output_tokens > capacity:
+            raise CallerError(
+                f"prompt ({sequence.prompt_tokens}) and output ({sequence.output_tokens}) tokens exceed the KV memory of "
+                f"{capacity} tokens: shorten them, or give the engine more blocks"
+            )
+        sequence.arrived_s = now_s
+        sequence.serial = self._serials
+        self._serials += 1
+        self._sequences[sequence.id] = sequence
+        self._waiting.push(sequence)
+
+    def abort(self, sequence_id: str, now_s: float) -> bool:
+        """Drop a sequence and free its blocks at once, also in mid-step. False if it is not (or no longer) here."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is None:
+            return False
+        if sequence.phase is Phase.WAITING:
+            self._waiting.discard(sequence)
+        else:
+            self._stop_running(sequence)
+        self._end(sequence, Phase.ABORTED, now_s)
+        return True
+
+    def take_events(self) -> list[KvEvent]:
+        """Return the KV events since the last call, oldest first; none unless the engine records them."""
+        return self._pool.take_events()
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached blocks; False, and nothing done, while any sequence holds blocks."""
+        return self._pool.clear()
+
+    # -- steps
+
+    def begin_step(self, now_s: float, max_steps: int = 1) -> float | None:
+        """Schedule the next step and return its duration in seconds; None if there is nothing to do.
+
+        With `max_steps` above 1, plain decode steps are taken several at once, as long as none but the last ends a sequence and
+        nobody could be admitted between them. The duration is that of all; `shorten_step` takes back those not begun.
+        """
+        if self._stepping:
+            raise InternalError("begin_step: the step before is not finished")
+        if not self._sequences:
+            return None
+        self._preempted = []
+        self._chunks = []
+        budget = self.settings.max_num_batched_tokens - len(self._calendar)
+        chunk = 0
+        if self._partial is not None:
+            chunk = min(self._partial.prompt_tokens + self._partial.generated - self._partial.computed, budget)
+        if self._blocks_to_grow(chunk) <= self._pool.free:
+            self._grow_decoding()
+            if self._partial is not None and chunk:
+                self._compute(self._partial, chunk)
+        else:
+            self._grow_in_order(chunk)
+        if not self._preempted:
+            self._admit(budget - chunk, now_s)
+        self._stepping = True
+        self._began_s = now_s
+        self._load = self._sum_load()
+        self._slowness = self._draw_slowness()
+        self._planned_steps = self._count_plain_steps(max_steps) if max_steps > 1 else 1
+        return self._duration_s(self._planned_steps)
+
+    def shorten_step(self, now_s: float) -> float:
+        """Take back the steps of `begin_step` that have not begun at `now_s`; return when the one under way ends.
+
+        Called when something arrives while several steps are taken at once, so that it is not kept waiting for all of them.
+        """
+        if not self._stepping:
+            raise InternalError("shorten_step: no step is in progress")
+        low, high = 1, self._planned_steps
+        while low < high:
+            middle = (low + high) // 2
+            if self._began_s + self._duration_s(middle) >= now_s:
+                high = middle
+            else:
+                low = middle + 1
+        self._planned_steps = low
+        return self._began_s + self._duration_s(low)
+
+    def finish_step(self, now_s: float) -> StepResult:
+        """Commit the step in progress: tokens are generated, sequences start and end."""
+        if not self._stepping:
+            raise InternalError("finish_step: no step is in progress")
+        self._stepping = False
+        calendar = self._calendar
+        output_tokens = self._planned_steps * len(calendar)
+        for _ in range(self._planned_steps - 1):
+            calendar.advance()
+            self._grow_decoding()
+        finished = calendar.advance()
+        for sequence in finished:
+            calendar.remove(sequence)
+        started: list[Sequence] = []
+        prefill_tokens = 0
+        for sequence, chunk in self._chunks:
+            if sequence.phase is not Phase.PREFILL:
+                continue  # aborted in mid-step
+            prefill_tokens += chunk
+            sequence.computed += chunk
+            if sequence.computed == sequence.prompt_tokens + sequence.generated:
+                output_tokens += 1
+                self._end_prefill(sequence, now_s, started, finished)
+        for sequence in finished:
+            self._end(sequence, Phase.FINISHED, now_s)
+        self._computed_tokens += prefill_tokens
+        self._generation_tokens += output_tokens
+        return StepResult(
+            steps=self._planned_steps,
+            started=started,
+            finished=finished,
+            preempted=self._preempted,
+            prefill_tokens=prefill_tokens,
+            output_tokens=output_tokens,
+        )
+
+    # -- what it says of itself
+
+    def statistics(self) -> EngineStatistics:
+        """Return state and totals."""
+        waiting = len(self._waiting)
+        return EngineStatistics(
+            running=len(self._sequences) - waiting,
+            waiting=waiting,
+            kv_usage=1.0 - self._pool.free / self._pool.num_blocks,
+            cached_blocks=self._pool.cached,
+            context_tokens=self._calendar.context,
+            steps=self._calendar.step,
+            prefix_queries=self._prefix_queries,
+            prefix_hits=self._prefix_hits,
+            preemptions=self._preemptions,
+            evictions=self._pool.evictions,
+            prompt_tokens=self._prompt_tokens,
+            computed_tokens=self._computed_tokens,
+            generation_tokens=self._generation_tokens,
+        )
+
+    def check(self) -> None:
+        """Raise InternalError if an invariant does not hold: for tests and the simulator, at any time."""
+        sequences = list(self._sequences.values())
+        by_phase = {phase: {s.id for s in sequences if s.phase is phase} for phase in Phase}
+        in_prompt = {s.id for s, _ in self._chunks if s.phase is Phase.PREFILL} if self._stepping else set()
+        if self._partial is not None:
+            in_prompt.add(self._partial.id)
+        running = len(sequences) - len(self._waiting)
+        conditions = {
+            "waiting sequences are queued": len(by_phase[Phase.WAITING]) == len(self._waiting),
+            "waiting sequences hold no blocks": not any(
+                s.table or s.private_blocks for s in sequences if s.phase is Phase.WAITING
+            ),
+            "sequences in mid-prompt are known": by_phase[Phase.PREFILL] == in_prompt,
+            "decoding sequences are filed": by_phase[Phase.DECODE] == {s.id for s in self._calendar.members},
+            "running sequences have places": 0 <= running <= self.settings.max_num_seqs,
+        }
+        broken = [name for name, holds in conditions.items() if not holds]
+        if broken:
+            raise InternalError(f"engine: not true that {', '.join(broken)}")
+        self._calendar.check()
+        self._pool.check(sequences)
+
+    def copy(self, rng: Random | None = None) -> "Engine":
+        """Return an independent engine in the same state, to be run ahead. It records no events, and has noise only with an rng."""
+        other = Engine(self.settings, self.step_time)
+        other.__dict__.update(self.__dict__)
+        twins = {sequence_id: sequence.copy() for sequence_id, sequence in self._sequences.items()}
+        other._rng = rng
+        other._sequences = twins
+        other._pool = self._pool.copy()
+        other._waiting = self._waiting.copy(twins)
+        other._partial = None if self._partial is None else twins[self._partial.id]
+        other._calendar = self._calendar.copy(twins)
+        other._chunks = [(twins[s.id], chunk) for s, chunk in self._chunks if s.phase is Phase.PREFILL]
+        other._preempted = [twins[s.id] for s in self._preempted if s.id in twins]
+        return other
+
+    # -- running sequences
+
+    def _blocks_to_grow(self, chunk: int) -> int:
+        blocks = len(self._calendar.without_room())
+        if self._partial is not None:
+            blocks += self._missing_blocks(self._partial, self._partial.computed + chunk)
+        return blocks
+
+    def _grow_decoding(self) -> None:
+        """Give each decoding sequence room for its next token; the caller has checked that there are blocks enough."""
+        without_room = self._calendar.without_room()
+        self._pool.allocate(len(without_room))
+        for sequence in without_room:
+            sequence.private_blocks += 1
+        for sequence in self._calendar.filling():
+            self._pool.publish(sequence, len(sequence.table) + sequence.private_blocks)
+
+    def _grow_in_order(self, chunk: int) -> None:
+        """Give each running sequence room, in running order, preempting where blocks run out."""
+        running = sorted(self._calendar.members, key=_admission)
+        if self._partial is not None:
+            running.append(self._partial)
+        for sequence in running:
+            decoding = sequence.phase is Phase.DECODE
+            tokens = self._calendar.computed(sequence) + 1 if decoding else sequence.computed + chunk
+            while sequence.phase is not Phase.WAITING and self._missing_blocks(sequence, tokens) > self._pool.free:
+                self._preempt(max((s for s in running if s.phase is not Phase.WAITING), key=_urgency))
+            if sequence.phase is Phase.DECODE:
+                self._hold(sequence, tokens)
+            elif sequence.phase is Phase.PREFILL and chunk:
+                self._compute(sequence, chunk)
+
+    def _compute(self, sequence: Sequence, chunk: int) -> None:
+        """Schedule the next `chunk` prompt tokens of a running sequence."""
+        self._hold(sequence, sequence.computed + chunk)
+        self._chunks.append((sequence, chunk))
+
+    def _hold(self, sequence: Sequence, tokens: int) -> None:
+        """Make a sequence hold blocks for its first `tokens` tokens, the full ones shareable."""
+        missing = self._missing_blocks(sequence, tokens)
+        self._pool.allocate(missing)
+        sequence.private_blocks += missing
+        self._pool.publish(sequence, tokens // self.settings.block_tokens)
+
+    def _missing_blocks(self, sequence: Sequence, tokens: int) -> int:
+        return -(-tokens // self.settings.block_tokens) - len(sequence.table) - sequence.private_blocks
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._stop_running(sequence)
+        self._pool.release(sequence)
+        sequence.computed = 0
+        sequence.preemptions += 1
+        self._waiting.push(sequence)
+        self._preemptions += 1
+        self._preempted.append(sequence)
+
+    def _stop_running(self, sequence: Sequence) -> None:
+        if sequence.phase is Phase.DECODE:
+            self._calendar.remove(sequence)
+        elif sequence is self._partial:
+            self._partial = None
+
+    def _end_prefill(self, sequence: Sequence, now_s: float, started: list[Sequence], finished: list[Sequence]) -> None:
+        """The last chunk of a prompt generates a token: from here on the sequence decodes, unless that was all."""
+        if sequence is self._partial:
+            self._partial = None
+        sequence.generated += 1
+        if sequence.first_token_s is None:
+            sequence.first_token_s = now_s
+            self._prompt_tokens += sequence.prompt_tokens
+            started.append(sequence)
+        if sequence.generated == sequence.output_tokens:
+            finished.append(sequence)
+        else:
+            self._calendar.add(sequence)
+
+    def _end(self, sequence: Sequence, phase: Phase, now_s: float) -> None:
+        self._pool.release(sequence)
+        sequence.phase = phase
+        sequence.finished_s = now_s
+        del self._sequences[sequence.id]
+
+    # -- admission
+
+    def _admit(self, budget: int, now_s: float) -> None:
+        pool, size = self._pool, self.settings.block_tokens
+        places = self.settings.max_num_seqs - (len(self._sequences) - len(self._waiting))
+        while budget > 0 and places > 0 and (sequence := self._waiting.first()) is not None:
+            tokens = sequence.prompt_tokens + sequence.generated
+            keys = pool.match(sequence.hashes, (tokens - 1) // size)
+            if -(-tokens // size) - pool.count_held(keys) > pool.free:
+                return
+            self._waiting.pop()
+            pool.share(keys)
+            sequence.table = keys
+            sequence.computed = len(keys) * size
+            sequence.phase = Phase.PREFILL
+            sequence.admission = self._admissions
+            self._admissions += 1
+            if sequence.admitted_s is None:
+                sequence.admitted_s = now_s
+                sequence.cached_tokens = sequence.computed
+                self._prefix_queries += tokens
+                self._prefix_hits += sequence.computed
+            chunk = min(tokens - sequence.computed, budget)
+            if sequence.computed + chunk < tokens:
+                self._partial = sequence
+            self._compute(sequence, chunk)
+            budget -= chunk
+            places -= 1
+
+    # -- time
+
+    def _sum_load(self) -> tuple[int, int, int, float]:
+        """Return what a step's duration depends on; see `StepTime.seconds`."""
+        tokens = 0
+        attended = 0.0
+        for sequence, chunk in self._chunks:
+            tokens += chunk
+            attended += chunk * (sequence.computed + 0.5 * chunk)
+        return len(self._calendar), self._calendar.context, tokens, attended
+
+    def _count_plain_steps(self, max_steps: int) -> int:
+        """Return how many steps from this one on are plain decoding, with blocks for all of them."""
+        calendar = self._calendar
+        admissible = len(self._waiting) > 0 and len(calendar) < self.settings.max_num_seqs
+        if self._chunks or self._partial is not None or self._preempted or admissible:
+            return 1
+        limit = min(max_steps, calendar.steps_to_next_end())
+        free = self._pool.free
+        for steps in range(1, limit):
+            free -= len(calendar.without_room(steps))
+            if free < 0:
+                return steps
+        return limit
+
+    def _duration_s(self, steps: int) -> float:
+        """Duration of this step and the plain ones after it: context grows evenly, so the mean stands for all of them."""
+        sequences, context, tokens, attended = self._load
+        mean_context = context + sequences * 0.5 * (steps - 1)
+        return self._slowness * steps * self.step_time.seconds(sequences, mean_context, tokens, attended)
+
+    def _draw_slowness(self) -> float:
+        noise = self.settings.step_noise
+        if not noise or self._rng is None:
+            return 1.0
+        limit = min(3.0 * noise, 0.5)
+        return 1.0 + min(limit, max(-limit, self._rng.gauss(0.0, noise)))
+
+
+def _admission(sequence: Sequence) -> int:
+    return sequence.admission
+
+
+def _urgency(sequence: Sequence) -> tuple[int, int]:
+    return (sequence.priority, sequence.serial)
+
+
+def _validate(settings: EngineSettings) -> None:
+    for name in ("num_blocks", "block_tokens", "max_num_seqs", "max_num_batched_tokens"):
+        if getattr(settings, name) < 1:
+            raise OperatorError(f"{name} is {getattr(settings, name)}: it must be at least 1")
+    if settings.max_num_batched_tokens < settings.max_num_seqs:
+        raise OperatorError(
+            f"max_num_batched_tokens ({settings.max_num_batched_tokens}) must be at least max_num_seqs "
+            f"({settings.max_num_seqs}): each running sequence needs a token per step"
+        )

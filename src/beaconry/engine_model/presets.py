@@ -1,0 +1,227 @@
+"""Engines by name: `qwen3-32b/h100x2` is a model on two H100s.
+
+Any model here goes with any hardware here and any degree of tensor parallelism; what is known of the result is its provenance:
+
+    measured   a public vLLM measurement of this very combination went into the fit of the overheads and efficiencies
+    fitted     model or hardware was measured in another combination
+    guessed    data sheet and efficiencies of its kin
+
+The data sheets' figures are exact; efficiencies and overheads are one set for all, fitted to the public measurements that
+`tests/unit/engine_model/test_presets.py` lists with the errors left (time per output token: median 5 %, mean 15 %).
+"""
+
+import re
+from enum import StrEnum
+from typing import Final
+
+from msgspec import Struct, structs
+
+from beaconry.engine_model.roofline import Hardware, Model, Overheads, Roofline, roofline
+from beaconry.engine_model.values import EngineSettings
+from beaconry.values.errors import OperatorError
+
+
+class Provenance(StrEnum):
+    """How far a variant's timing can be trusted."""
+
+    MEASURED = "measured"
+    FITTED = "fitted"
+    GUESSED = "guessed"
+
+
+HARDWARE: Final = (
+    Hardware(
+        name="a100",
+        memory_bytes=80e9,
+        bandwidth_bps=2.04e12,
+        flops=312e12,
+        flops_8bit=312e12,
+        link_bps=300e9,
+        source="NVIDIA A100 80GB SXM data sheet; no FP8 unit",
+    ),
+    Hardware(
+        name="h100",
+        memory_bytes=80e9,
+        bandwidth_bps=3.35e12,
+        flops=989e12,
+        flops_8bit=1979e12,
+        link_bps=450e9,
+        source="NVIDIA H100 SXM data sheet",
+    ),
+    Hardware(
+        name="h200",
+        memory_bytes=141e9,
+        bandwidth_bps=4.8e12,
+        flops=989e12,
+        flops_8bit=1979e12,
+        link_bps=450e9,
+        source="NVIDIA H200 data sheet",
+    ),
+    Hardware(
+        name="b200",
+        memory_bytes=180e9,
+        bandwidth_bps=8.0e12,
+        flops=2250e12,
+        flops_8bit=4500e12,
+        link_bps=900e9,
+        source="NVIDIA B200 data sheet",
+    ),
+    Hardware(
+        name="l40s",
+        memory_bytes=48e9,
+        bandwidth_bps=0.864e12,
+        flops=362e12,
+        flops_8bit=733e12,
+        link_bps=32e9,
+        source="NVIDIA L40S data sheet; PCIe only",
+    ),
+    Hardware(
+        name="mi300x",
+        memory_bytes=192e9,
+        bandwidth_bps=5.3e12,
+        flops=1307e12,
+        flops_8bit=2615e12,
+        link_bps=448e9,
+        source="AMD MI300X data sheet",
+    ),
+)
+
+MODELS: Final = (
+    Model(
+        name="llama-3.1-8b",
+        params=8.03e9,
+        layers=32,
+        hidden=4096,
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        source="config.json of meta-llama/Llama-3.1-8B",
+    ),
+    Model(
+        name="llama-3.1-70b",
+        params=70.6e9,
+        layers=80,
+        hidden=8192,
+        heads=64,
+        kv_heads=8,
+        head_dim=128,
+        source="config.json of meta-llama/Llama-3.1-70B",
+    ),
+    Model(
+        name="qwen3-14b",
+        params=14.8e9,
+        layers=40,
+        hidden=5120,
+        heads=40,
+        kv_heads=8,
+        head_dim=128,
+        source="config.json of Qwen/Qwen3-14B",
+    ),
+    Model(
+        name="qwen3-32b",
+        params=32.8e9,
+        layers=64,
+        hidden=5120,
+        heads=64,
+        kv_heads=8,
+        head_dim=128,
+        source="config.json of Qwen/Qwen3-32B",
+    ),
+    Model(
+        name="gpt-oss-120b",
+        params=116.8e9,
+        layers=36,
+        hidden=2880,
+        heads=64,
+        kv_heads=8,
+        head_dim=64,
+        experts=128,
+        experts_per_token=4,
+        expert_params=114.7e9,
+        weight_bytes=0.53,
+        full_attention_share=0.5,
+        source="openai/gpt-oss-120b model card; MXFP4 experts, every second layer has a window of 128",
+    ),
+)
+
+FP8_SUFFIX: Final = "-fp8"
+"""Appended to a model's name: one byte per parameter."""
+
+MEASURED: Final = frozenset(
+    {
+        "llama-3.1-70b-fp8/h100x2", "llama-3.1-70b-fp8/h100x4", "llama-3.1-70b-fp8/h100x8", "llama-3.1-70b-fp8/h200",
+        "llama-3.1-70b-fp8/h200x2", "llama-3.1-70b-fp8/h200x8", "qwen3-32b/h100x2", "qwen3-32b/h100x4", "qwen3-32b/h100x8",
+        "llama-3.1-8b-fp8/h200", "llama-3.1-8b/h100", "llama-3.1-8b/a100", "qwen3-14b/a100", "gpt-oss-120b/h200",
+        "gpt-oss-120b/h100x8",
+    }
+)  # fmt: skip
+
+MEMORY_SHARE: Final = 0.92
+"""Share of the accelerator's memory the engine takes; vLLM's default of `gpu-memory-utilization`."""
+WORKSPACE_BYTES: Final = 4e9
+"""Activations, graphs and libraries, per accelerator."""
+
+
+class Variant(Struct, frozen=True, kw_only=True):
+    """A model on hardware: engines of one variant run equally fast."""
+
+    name: str
+    model: Model
+    hardware: Hardware
+    tensor_parallel: int
+    overheads: Overheads
+    provenance: Provenance
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens of KV memory left beside the weights."""
+        share = MEMORY_SHARE * self.hardware.memory_bytes - WORKSPACE_BYTES
+        return int(
+            (share * self.tensor_parallel - self.model.params * self.model.weight_bytes) / self.model.kv_bytes_per_token
+        )
+
+    def step_time(self) -> Roofline:
+        """Return how long its steps take."""
+        return roofline(self.model, self.hardware, self.tensor_parallel, self.overheads)
+
+    def settings(self, block_tokens: int = 16) -> EngineSettings:
+        """Return vLLM's default settings with all of its KV memory."""
+        return EngineSettings(num_blocks=self.kv_tokens // block_tokens, block_tokens=block_tokens)
+
+
+def variant(name: str) -> Variant:
+    """Return the variant of a name like `llama-3.1-8b/h100` or `qwen3-32b/h100x2`. OperatorError if there is none."""
+    match = re.fullmatch(r"(?P<model>[\w.-]+)/(?P<hardware>\w+?)(?:x(?P<parallel>\d+))?", name)
+    models = {model.name: model for model in MODELS}
+    models |= {
+        model.name + FP8_SUFFIX: structs.replace(model, name=model.name + FP8_SUFFIX, weight_bytes=1.0)
+        for model in MODELS
+        if model.weight_bytes > 1.0
+    }
+    hardware = {piece.name: piece for piece in HARDWARE}
+    if match is None or match["model"] not in models or match["hardware"] not in hardware:
+        raise OperatorError(
+            f"no variant {name!r}: write MODEL/HARDWARE or MODEL/HARDWARExN with MODEL one of {', '.join(models)} "
+            f"and HARDWARE one of {', '.join(hardware)}"
+        )
+    found = Variant(
+        name=name,
+        model=models[match["model"]],
+        hardware=hardware[match["hardware"]],
+        tensor_parallel=int(match["parallel"] or 1),
+        overheads=Overheads(),
+        provenance=_provenance(name),
+    )
+    if found.tensor_parallel < 1 or found.kv_tokens < 1:
+        raise OperatorError(f"{name}: the weights leave no memory for KV: use more or larger accelerators")
+    return found
+
+
+def _provenance(name: str) -> Provenance:
+    if name in MEASURED:
+        return Provenance.MEASURED
+    model, hardware = name.split("/")
+    bare = model.removesuffix(FP8_SUFFIX)
+    known_model = any(other.startswith(bare) for other in MEASURED)
+    known_hardware = any(other.split("/")[1].split("x")[0] == hardware.split("x")[0] for other in MEASURED)
+    return Provenance.FITTED if known_model and known_hardware else Provenance.GUESSED

@@ -1,0 +1,115 @@
+"""One sequence in an engine: what the caller asks for, and where the engine has got to with it.
+
+A request with `n` completions is `n` sequences that share their prompt (and so its cached blocks).
+"""
+
+from collections.abc import Sequence as Sized
+from enum import Enum
+
+
+class Phase(Enum):
+    """Where a sequence is. Preemption goes back from PREFILL or DECODE to WAITING."""
+
+    NEW = "new"
+    WAITING = "waiting"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    FINISHED = "finished"
+    ABORTED = "aborted"
+
+
+class Sequence:
+    """A prompt and the number of tokens that will be generated for it.
+
+    The caller sets the first group and never changes it after submission, except that `hashes` (and `tokens`) may grow as
+    tokens are generated. The engine sets the rest; callers only read it.
+
+    Attributes:
+        id: unique among the sequences in the engine.
+        prompt_tokens: at least 1.
+        output_tokens: at least 1; all of them are generated unless the sequence is aborted.
+        hashes: chained hashes of the full blocks, prompt first. `hashes[i]` stands for all tokens up to the end of block i.
+            Blocks without a hash are never shared.
+        tokens: token ids, prompt first, read only when the engine records KV events; None if nobody needs them.
+        priority: lower is more urgent; equal priorities are served in the order of submission.
+        lora, salt: repeated in KV events; the hashes must already differ by them.
+        cached_tokens: prompt tokens found in the prefix cache at the first admission; None before it.
+        preemptions: how often the sequence lost its blocks and had to be computed again.
+        arrived_s, admitted_s, first_token_s, finished_s: times of the latest submission, first admission, first and last token.
+
+    """
+
+    __slots__ = (
+        "admission",
+        "admitted_s",
+        "arrived_s",
+        "cached_tokens",
+        "computed",
+        "due_step",
+        "finished_s",
+        "first_token_s",
+        "generated",
+        "hashes",
+        "id",
+        "lora",
+        "origin_step",
+        "output_tokens",
+        "phase",
+        "preemptions",
+        "priority",
+        "private_blocks",
+        "prompt_tokens",
+        "salt",
+        "serial",
+        "table",
+        "tokens",
+    )
+
+    def __init__(  # noqa: PLR0913 (a record; everything but the first three is optional)
+        self,
+        id: str,  # noqa: A002
+        prompt_tokens: int,
+        output_tokens: int,
+        *,
+        hashes: Sized[int] = (),
+        tokens: Sized[int] | None = None,
+        priority: int = 0,
+        lora: str | None = None,
+        salt: str | None = None,
+    ) -> None:
+        self.id = id
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.hashes = hashes
+        self.tokens = tokens
+        self.priority = priority
+        self.lora = lora
+        self.salt = salt
+
+        self.phase = Phase.NEW
+        self.cached_tokens: int | None = None
+        self.preemptions = 0
+        self.arrived_s = 0.0
+        self.admitted_s: float | None = None
+        self.first_token_s: float | None = None
+        self.finished_s: float | None = None
+
+        self.serial = 0  # order of submission
+        self.admission = 0  # order of (re-)admission: the engine's running order
+        self.generated = 0  # tokens generated, exact except in DECODE: there it is `step - origin_step`
+        self.computed = 0  # tokens whose KV is computed, exact in PREFILL only
+        self.origin_step = 0
+        self.due_step = -1  # the step that generates the last token, in DECODE only
+        self.table: list[int] = []  # keys of its shared blocks, in order, in the block pool
+        self.private_blocks = 0  # blocks held behind `table`, not shareable (yet)
+
+    def copy(self) -> "Sequence":
+        """Return an independent sequence in the same place; `hashes` and `tokens` are shared."""
+        other = Sequence.__new__(Sequence)
+        for name in Sequence.__slots__:
+            setattr(other, name, getattr(self, name))
+        other.table = self.table.copy()
+        return other
+
+    def __repr__(self) -> str:
+        return f"<Sequence {self.id} {self.phase.value} {self.prompt_tokens}+{self.generated}/{self.output_tokens}>"

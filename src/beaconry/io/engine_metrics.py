@@ -1,0 +1,149 @@
+"""What a simulated engine exposes at /metrics: vLLM's families, names and labels, as far as the simulation can fill them.
+
+Families that would always be zero are left out, except those that routers read.
+"""
+
+from collections.abc import Iterator
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from beaconry.engine_model.values import EngineSettings, EngineStatistics
+from beaconry.io.engine_loop import EngineLoop
+from beaconry.io.engine_observations import Histogram, Observations
+
+
+class EngineMetrics(Collector):
+    """One engine's numbers as Prometheus families, read anew at each scrape."""
+
+    def __init__(self, model: str, steps: EngineLoop, observations: Observations, hash_algorithm: str) -> None:
+        self._model = model
+        self._steps = steps
+        self._observations = observations
+        self._hash_algorithm = hash_algorithm
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def render(self) -> bytes:
+        """Return the exposition of one scrape."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families; called by the registry."""
+        engine = self._steps.engine
+        statistics = engine.statistics()
+        yield from _gauges(self._model, statistics)
+        yield from _counters(self._model, statistics, self._observations)
+        yield _lag_resets(self._steps.lag_resets)
+        yield from _histograms(self._model, self._observations)
+        yield _cache_config(engine.settings, self._hash_algorithm)
+
+
+def _gauges(model: str, statistics: EngineStatistics) -> Iterator[Metric]:
+    rows: tuple[tuple[str, str, dict[str, dict[str, float]], float | None], ...] = (
+        ("num_requests_running", "Number of requests in model execution batches.", {}, statistics.running),
+        ("num_requests_waiting", "Number of requests waiting to be processed.", {}, statistics.waiting),
+        (
+            "num_requests_waiting_by_reason",
+            "Number of waiting requests by reason.",
+            {"reason": {"capacity": statistics.waiting, "deferred": 0}},
+            None,
+        ),
+        (
+            "engine_sleep_state",
+            "Engine sleep state; awake = 1 means engine is awake.",
+            {"sleep_state": {"awake": 1, "weights_offloaded": 0, "discard_all": 0}},
+            None,
+        ),
+        ("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", {}, statistics.kv_usage),
+    )
+    for name, text, labelled, value in rows:
+        family = GaugeMetricFamily(f"vllm:{name}", text, labels=["engine", "model_name", *labelled])
+        if value is not None:
+            family.add_metric(["0", model], value)
+        for values in labelled.values():
+            for label, number in values.items():
+                family.add_metric(["0", model, label], number)
+        yield family
+
+
+def _counters(model: str, statistics: EngineStatistics, observations: Observations) -> Iterator[Metric]:
+    hits = statistics.prefix_hits
+    plain = (
+        (
+            "prefix_cache_queries",
+            "Prefix cache queries, in terms of number of queried tokens.",
+            statistics.prefix_queries,
+        ),
+        ("prefix_cache_hits", "Prefix cache hits, in terms of number of cached tokens.", hits),
+        ("num_preemptions", "Cumulative number of preemption from the engine.", statistics.preemptions),
+        ("prompt_tokens", "Number of prefill tokens processed.", statistics.prompt_tokens),
+        ("prompt_tokens_cached", "Number of cached prompt tokens (local + external).", hits),
+        ("generation_tokens", "Number of generation tokens processed.", statistics.generation_tokens),
+    )
+    for name, text, value in plain:
+        family = CounterMetricFamily(f"vllm:{name}", text, labels=["engine", "model_name"])
+        family.add_metric(["0", model], value)
+        yield family
+    computed = max(0, statistics.prefix_queries - hits)
+    sources = {"local_compute": computed, "local_cache_hit": hits, "external_kv_transfer": 0}
+    by_source = CounterMetricFamily(
+        "vllm:prompt_tokens_by_source", "Number of prompt tokens by source.", labels=["engine", "model_name", "source"]
+    )
+    for source, value in sources.items():
+        by_source.add_metric(["0", model, source], value)
+    yield by_source
+    success = CounterMetricFamily(
+        "vllm:request_success",
+        "Count of successfully processed requests.",
+        labels=["engine", "finished_reason", "model_name"],
+    )
+    for reason, count in observations.finished.items():
+        success.add_metric(["0", reason, model], count)
+    yield success
+    rejections = CounterMetricFamily(
+        "vllm:admission_rejections",
+        "Number of admission attempts rejected by a queue limit, by reason.",
+        labels=["model_name", "reason"],
+    )
+    rejections.add_metric([model, "max_num_queued_reqs"], observations.rejected)
+    yield rejections
+
+
+def _lag_resets(times: int) -> Metric:
+    family = CounterMetricFamily("beaconry_sim_lag_resets", "Times the simulated engine fell behind real time.")
+    family.add_metric([], times)
+    return family
+
+
+def _histograms(model: str, observations: Observations) -> Iterator[Metric]:
+    for name, histogram in observations.histograms.items():
+        family = HistogramMetricFamily(f"vllm:{name}", f"Histogram of {name}.", labels=["engine", "model_name"])
+        family.add_metric(["0", model], _cumulated(histogram), histogram.sum)
+        yield family
+
+
+def _cumulated(histogram: Histogram) -> list[tuple[str, float]]:
+    """Return (upper bound, values up to it) pairs, +Inf last."""
+    bounds = [*(str(float(bound)) for bound in histogram.buckets), "+Inf"]
+    return list(zip(bounds, map(float, accumulate(histogram.counts)), strict=True))
+
+
+def _cache_config(settings: EngineSettings, hash_algorithm: str) -> Metric:
+    labels = {
+        "block_size": str(settings.block_tokens),
+        "cache_dtype": "auto",
+        "enable_prefix_caching": str(settings.prefix_caching),
+        "engine": "0",
+        "kv_cache_size_tokens": str(settings.num_blocks * settings.block_tokens),
+        "num_gpu_blocks": str(settings.num_blocks),
+        "prefix_caching_hash_algo": hash_algorithm,
+    }
+    family = GaugeMetricFamily(
+        "vllm:cache_config_info", "Information of the LLMEngine CacheConfig", labels=list(labels)
+    )
+    family.add_metric(list(labels.values()), 1.0)
+    return family

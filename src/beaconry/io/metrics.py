@@ -1,0 +1,313 @@
+"""The gateway's own metrics page: a snapshot of what router and server count, in the Prometheus text format.
+
+Nothing is counted here, so requests cost this file nothing; rendering takes a moment per endpoint and model when somebody asks.
+Every label is bounded: models and endpoints come from discovery, outcomes and refusal codes are closed sets. `beaconry_*` is our own
+vocabulary; the `llm_d_epp_*` names make dashboards and autoscalers made for llm-d's router work unchanged. Where llm-d has a
+dimension that does not exist here (fairness id, priority, namespace), its label has llm-d's default.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
+from math import inf
+from operator import attrgetter
+from statistics import fmean, stdev
+
+from msgspec import Struct
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from beaconry import __version__
+from beaconry.io.http_server import ServerStatistics
+from beaconry.router.member import State
+from beaconry.router.statistics import Distribution, EndpointStatistics, ModelStatistics, RouterStatistics
+from beaconry.values.endpoint import LoadSample
+from beaconry.values.outcome import Outcome
+
+FRESH_S = 10.0
+"""Older samples do not enter a pool's averages: ten scrapes missed at the default pace."""
+_LLM_D_MODEL = ["model_name", "target_model_name", "fairness_id", "priority"]
+_ERROR_CODES = {
+    Outcome.ENGINE_REFUSED: "BadRequest",
+    Outcome.NO_ENDPOINT: "ServiceUnavailable",
+    Outcome.SHUTTING_DOWN: "ServiceUnavailable",
+    Outcome.ENGINE_FAILED: "ModelServerError",
+    Outcome.ENGINE_TIMEOUT: "ModelServerError",
+    Outcome.STREAM_BROKEN: "ModelServerError",
+}
+"""llm-d's words for our outcomes; a client that left is no error."""
+
+
+class MetricsPage:
+    """Renders the page from fresh snapshots."""
+
+    def __init__(self, statistics: Callable[[], RouterStatistics], server: Callable[[], ServerStatistics]) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_Snapshots(statistics, server))
+
+    def render(self) -> bytes:
+        """The whole page, of content type `text/plain; version=0.0.4; charset=utf-8`."""
+        return generate_latest(self._registry)
+
+
+class _Snapshots(Collector):
+    """All families, made anew for each page."""
+
+    def __init__(self, statistics: Callable[[], RouterStatistics], server: Callable[[], ServerStatistics]) -> None:
+        self._statistics = statistics
+        self._server = server
+
+    def collect(self) -> Iterator[Metric]:
+        """Take both snapshots and yield what they hold."""
+        router, server = self._statistics(), self._server()
+        yield from _process(router, server)
+        yield from _models(router.models)
+        yield from _endpoints(router)
+        yield from _llm_d_models(router.models)
+        yield from _llm_d_pools(router)
+        yield from _llm_d_core(router)
+
+
+# -- beaconry_*
+
+
+def _process(router: RouterStatistics, server: ServerStatistics) -> Iterator[Metric]:
+    build = GaugeMetricFamily("beaconry_build_info", "Always 1; the version is a label.", labels=["version"])
+    build.add_metric([__version__], 1)
+    yield build
+    yield CounterMetricFamily(
+        "beaconry_refused_total", "Requests that reached no model: malformed, too large, unknown model.", router.refused
+    )
+    refused = CounterMetricFamily(
+        "beaconry_http_refused_total",
+        "Messages that did not become a request, answered by the HTTP server itself.",
+        labels=["status", "code"],
+    )
+    for (status, code), count in server.refused.items():
+        refused.add_metric([str(status), code], count)
+    yield refused
+    yield CounterMetricFamily(
+        "beaconry_retries_total", "Requests sent to another endpoint after a failure.", router.retries
+    )
+    yield GaugeMetricFamily("beaconry_connections", "Open client connections.", server.connections)
+    yield GaugeMetricFamily("beaconry_buffered_bytes", "Request bodies held at present.", server.buffered_bytes)
+    yield GaugeMetricFamily(
+        "beaconry_draining", "1 while the gateway stops and takes nothing new.", int(router.draining)
+    )
+
+
+def _models(models: dict[str, ModelStatistics]) -> Iterator[Metric]:
+    outcomes = CounterMetricFamily(
+        "beaconry_requests_total", "Requests that have ended, by how.", labels=["model", "outcome"]
+    )
+    running = GaugeMetricFamily("beaconry_requests_running", "Requests that have not ended.", labels=["model"])
+    for model, statistics in models.items():
+        for outcome in Outcome:
+            outcomes.add_metric([model, outcome.value], statistics.outcomes.get(outcome, 0))
+        running.add_metric([model], statistics.running)
+    yield outcomes
+    yield running
+    for name, text, read in (
+        ("ttft", "From arrival to the first byte of the answer, streams only.", attrgetter("ttft")),
+        ("itl", "Mean gap between output tokens, one value per stream.", attrgetter("itl")),
+        ("e2e", "From arrival to the end, however the request ended.", attrgetter("e2e")),
+    ):
+        rows = (([model], read(statistics)) for model, statistics in models.items())
+        yield _histogram(f"beaconry_request_{name}_seconds", text, ["model"], rows)
+
+
+class _Column(Struct, frozen=True):
+    """One figure that every endpoint has."""
+
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily]
+    name: str
+    text: str
+    read: Callable[[EndpointStatistics], float]
+
+
+_GAUGE, _COUNTER = GaugeMetricFamily, CounterMetricFamily
+_ENDPOINT_LABELS = ["endpoint", "pool", "model"]
+_ENDPOINT_COLUMNS = (
+    _Column(_GAUGE, "prefilling_requests", "Requests sent here, without first byte.", lambda e: e.prefilling),
+    _Column(_GAUGE, "prefill_tokens", "Their prompt tokens, less those believed cached.", lambda e: e.prefill_tokens),
+    _Column(_GAUGE, "decoding_requests", "Requests with first byte and without end.", lambda e: e.decoding),
+    _Column(_GAUGE, "context_tokens", "Prompt tokens of all requests in flight here.", lambda e: e.context_tokens),
+    _Column(_COUNTER, "dispatched_total", "Requests sent here.", lambda e: e.dispatched),
+    _Column(_COUNTER, "failed_total", "Requests that failed by the endpoint's fault.", lambda e: e.failed),
+    _Column(_COUNTER, "prompt_tokens_total", "Prompt tokens, as the engine reported.", lambda e: e.prompt_tokens),
+    _Column(_COUNTER, "cached_tokens_total", "Those of them it had in its cache.", lambda e: e.cached_tokens),
+    _Column(
+        _COUNTER,
+        "predicted_cached_tokens_total",
+        "What the router had believed cached, of the same requests.",
+        lambda e: e.predicted_cached_tokens,
+    ),
+    _Column(_COUNTER, "output_tokens_total", "Output tokens, as the engine reported.", lambda e: e.output_tokens),
+)
+
+
+def _endpoints(router: RouterStatistics) -> Iterator[Metric]:
+    rows = [([e.endpoint.name, e.endpoint.pool, e.endpoint.model], e) for e in router.endpoints]
+    state = GaugeMetricFamily(
+        "beaconry_endpoint_state", "1 for the state the endpoint is in.", labels=[*_ENDPOINT_LABELS, "state"]
+    )
+    ttft = SummaryMetricFamily(
+        "beaconry_endpoint_ttft_seconds", "From dispatch to the first byte, streams only.", labels=_ENDPOINT_LABELS
+    )
+    for labels, row in rows:
+        for one in State:
+            state.add_metric([*labels, one.value], int(row.state == one.value))
+        ttft.add_metric(labels, row.ttft.count, row.ttft.total)
+    yield state
+    for column in _ENDPOINT_COLUMNS:
+        family = column.kind(f"beaconry_endpoint_{column.name}", column.text, labels=_ENDPOINT_LABELS)
+        for labels, row in rows:
+            family.add_metric(labels, column.read(row))
+        yield family
+    yield ttft
+    yield from _samples(router, rows)
+
+
+def _samples(router: RouterStatistics, rows: list[tuple[list[str], EndpointStatistics]]) -> Iterator[Metric]:
+    """What the engines themselves say; nothing of those that do not."""
+    columns: tuple[tuple[str, str, Callable[[LoadSample], float | None]], ...] = (
+        ("sample_age_seconds", "Since the engine's metrics were last read.", lambda sample: router.at_s - sample.at_s),
+        ("engine_running_requests", "Running, as the engine's metrics say.", lambda sample: sample.running),
+        ("engine_waiting_requests", "Waiting, as the engine's metrics say.", lambda sample: sample.waiting),
+        ("engine_kv_usage_ratio", "KV blocks in use, as the engine's metrics say.", lambda sample: sample.kv_usage),
+    )
+    for name, text, read in columns:
+        family = GaugeMetricFamily(f"beaconry_endpoint_{name}", text, labels=_ENDPOINT_LABELS)
+        for labels, row in rows:
+            value = None if row.sample is None else read(row.sample)
+            if value is not None:
+                family.add_metric(labels, value)
+        yield family
+
+
+# -- llm_d_epp_*
+
+
+def _llm_d_models(models: dict[str, ModelStatistics]) -> Iterator[Metric]:
+    rows = [([model, model, "default-flow", "0"], statistics) for model, statistics in models.items()]
+    total = CounterMetricFamily("llm_d_epp_request_total", "Requests that have reached a model.", labels=_LLM_D_MODEL)
+    errors = CounterMetricFamily(
+        "llm_d_epp_request_error_total", "Requests that ended in an error.", labels=[*_LLM_D_MODEL, "error_code"]
+    )
+    running = GaugeMetricFamily("llm_d_epp_request_running", "Requests that have not ended.", labels=_LLM_D_MODEL)
+    for labels, row in rows:
+        total.add_metric(labels, row.running + sum(row.outcomes.values()))
+        codes = dict.fromkeys(_ERROR_CODES.values(), 0)
+        for outcome, code in _ERROR_CODES.items():
+            codes[code] += row.outcomes.get(outcome, 0)
+        for code, count in codes.items():
+            errors.add_metric([*labels, code], count)
+        running.add_metric(labels, row.running)
+    yield total
+    yield errors
+    yield running
+    yield _histogram(
+        "llm_d_epp_request_ttft_seconds",
+        "From arrival to the first byte of the answer.",
+        [*_LLM_D_MODEL, "streaming"],
+        (([*labels, "true"], row.ttft) for labels, row in rows),
+    )
+    for name, text, read in (
+        ("duration_seconds", "From arrival to the end.", attrgetter("e2e")),
+        ("streaming_tpot_seconds", "Time per output token after the first, one value per stream.", attrgetter("itl")),
+        (
+            "streaming_itl_seconds",
+            "Mean gap between output tokens, one value per stream (llm-d: one per gap).",
+            attrgetter("itl"),
+        ),
+        ("input_tokens", "Prompt tokens.", attrgetter("input_tokens")),
+        ("output_tokens", "Output tokens.", attrgetter("output_tokens")),
+        ("cached_tokens", "Prompt tokens that the engine had in its cache.", attrgetter("cached_tokens")),
+    ):
+        yield _histogram(f"llm_d_epp_request_{name}", text, _LLM_D_MODEL, ((labels, read(row)) for labels, row in rows))
+
+
+def _llm_d_pools(router: RouterStatistics) -> Iterator[Metric]:
+    ready: Counter[str] = Counter()
+    fresh: dict[str, list[LoadSample]] = {}
+    queue = GaugeMetricFamily(
+        "llm_d_epp_per_endpoint_queue_size",
+        "Requests waiting in the engine.",
+        labels=["name", "model_server_endpoint"],
+    )
+    for row in router.endpoints:
+        pool, sample = row.endpoint.pool, row.sample
+        ready[pool] += row.state == State.READY.value
+        if sample is None or router.at_s - sample.at_s > FRESH_S:
+            continue
+        fresh.setdefault(pool, []).append(sample)
+        if sample.waiting is not None:
+            queue.add_metric([pool, row.endpoint.name], sample.waiting)
+    yield queue
+    family = GaugeMetricFamily("llm_d_epp_ready_endpoints", "Endpoints that may get requests.", labels=["name"])
+    for pool, count in ready.items():
+        family.add_metric([pool], count)
+    yield family
+    for what, read in (
+        ("kv_cache_utilization", lambda sample: sample.kv_usage),
+        ("queue_size", lambda sample: sample.waiting),
+        ("running_requests", lambda sample: sample.running),
+    ):
+        yield from _mean_and_deviation(what, read, fresh)
+
+
+def _mean_and_deviation(
+    what: str, read: Callable[[LoadSample], float | None], samples: dict[str, list[LoadSample]]
+) -> Iterator[Metric]:
+    """Over a pool's fresh samples; a pool whose engines do not say is left out."""
+    mean = GaugeMetricFamily(f"llm_d_epp_average_{what}", "Mean over the pool's engines.", labels=["name"])
+    deviation = GaugeMetricFamily(
+        f"llm_d_epp_std_dev_{what}", "Standard deviation over the pool's engines.", labels=["name"]
+    )
+    for pool, group in samples.items():
+        values = [value for value in map(read, group) if value is not None]
+        if values:
+            mean.add_metric([pool], fmean(values))
+            deviation.add_metric([pool], stdev(values) if len(values) > 1 else 0.0)
+    yield mean
+    yield deviation
+
+
+def _llm_d_core(router: RouterStatistics) -> Iterator[Metric]:
+    attempts = CounterMetricFamily(
+        "llm_d_epp_scheduler_attempts_total",
+        "Placements of requests, retries included.",
+        labels=["status", "target_model_name", "endpoint_name", "namespace", "port"],
+    )
+    for row in router.endpoints:
+        endpoint = row.endpoint
+        attempts.add_metric(["success", endpoint.model, endpoint.name, "", str(endpoint.port)], row.dispatched)
+    for model, statistics in router.models.items():
+        attempts.add_metric(["failure", model, "", "", ""], statistics.outcomes.get(Outcome.NO_ENDPOINT, 0))
+    yield attempts
+    info = GaugeMetricFamily("llm_d_epp_info", "Always 1; the build is in the labels.", labels=["commit", "build_ref"])
+    info.add_metric(["", f"beaconry {__version__}"], 1)
+    yield info
+
+
+# -- parts
+
+
+def _histogram(
+    name: str, text: str, labels: list[str], rows: Iterable[tuple[list[str], Distribution]]
+) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for values, distribution in rows:
+        bounds, below = (*distribution.bounds, inf), accumulate(distribution.counts)
+        buckets = [(floatToGoString(b), float(n)) for b, n in zip(bounds, below, strict=True)]  # type: ignore[no-untyped-call]
+        family.add_metric(values, buckets, distribution.total)
+    return family

@@ -1,0 +1,224 @@
+"""One request's passage: its body to an endpoint, the answer back to the client, and word of it to the router.
+
+The head of an answer is held until the first byte of its body, so that whatever fails before can still be sent elsewhere.
+"""
+
+from typing import Protocol
+
+from beaconry.io.http_exchange import Exchange
+from beaconry.io.upstream import Call, UpstreamPool
+from beaconry.router.effects import Answer, BreakStream, StartLeg
+from beaconry.router.facts import Fact, Fault, LegFailed, LegFinished, LegProgressed, LegStarted
+from beaconry.values.request import Usage
+from beaconry.wire.errors import error_body
+from beaconry.wire.headers import for_client
+from beaconry.wire.openai import Parsed
+from beaconry.wire.usage import StreamWatch, usage_of
+
+PROGRESS_S = 1.0
+USAGE_BODY_BYTES = 4_194_304
+"""Whole answers up to this size are searched for usage; larger ones are embeddings."""
+ABORT_WINDOW_BYTES = 4096
+_ABORTED = b'"finish_reason":"abort"'
+"""What vLLM answers, with status 200, to requests that reach it while it shuts down."""
+
+
+class Desk(Protocol):
+    """What a relay needs of its driver."""
+
+    def tell(self, fact: Fact) -> None:
+        """Hand a fact to the router and carry out what it wants."""
+        ...
+
+    def now_s(self) -> float:
+        """Loop time."""
+        ...
+
+
+class Relay:
+    """A request between client and endpoint. It is the `Leg` of its upstream calls."""
+
+    __slots__ = (
+        "_call",
+        "_collected",
+        "_desk",
+        "_failing",
+        "_head",
+        "_leg",
+        "_length",
+        "_reported_s",
+        "_started",
+        "_watch",
+        "debug",
+        "exchange",
+        "head_headers",
+        "parsed",
+        "placement",
+        "status",
+        "usage",
+    )
+
+    def __init__(self, desk: Desk, exchange: Exchange, parsed: Parsed, head: bytes) -> None:
+        self._desk = desk
+        self.exchange = exchange
+        self.parsed = parsed
+        self._head = head
+        """Request headers for the endpoint, without request line and host."""
+        self.placement: StartLeg | None = None
+        """The latest leg."""
+        self.debug = False
+        """The client asked for the decision in headers, and may."""
+        self.status = 0
+        self.usage: Usage | None = None
+        self.head_headers: list[tuple[bytes, bytes]] = []
+        self._call: Call | None = None
+        self._leg = 0
+        self._length: int | None = None
+        self._failing = False
+        """The endpoint answers with a status that makes the leg a failure; its body is dropped."""
+        self._started = False
+        """The answer has begun to go to the client."""
+        self._watch: StreamWatch | None = None
+        self._collected: list[bytes] | None = None
+        self._reported_s = 0.0
+
+    # -- from the router
+
+    def start(self, effect: StartLeg, pool: UpstreamPool) -> None:
+        """Send the request to an endpoint."""
+        self.placement = effect
+        self._leg = effect.leg
+        self._failing = False
+        exchange = self.exchange
+        target = f"{exchange.path}?{exchange.query}" if exchange.query else exchange.path
+        payload = b"%b %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n%b\r\n%b" % (
+            exchange.method.encode(),
+            target.encode(),
+            effect.endpoint.address.encode(),
+            len(self.parsed.body),
+            self._head,
+            self.parsed.body,
+        )
+        self._call = Call(self, payload)
+        pool.send(self._call)
+
+    def cancel(self) -> None:
+        """Drop the leg."""
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+
+    def answer(self, effect: Answer) -> None:
+        """Answer in the engine's stead."""
+        self.status = effect.status
+        headers = [(b"x-llm-d-request-dropped-reason", effect.code.encode())]
+        if effect.retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % max(1, round(effect.retry_after_s))))
+        self.exchange.respond(
+            effect.status, error_body(effect.message, status=effect.status, code=effect.code), headers=headers
+        )
+
+    def break_off(self, effect: BreakStream) -> None:
+        """End an answer that cannot be completed so that the client notices: an error event, or a cut connection."""
+        if self._watch is not None:
+            event = error_body(effect.message, status=502, code=effect.code)
+            self.exchange.keep_alive = False
+            self.exchange.finish(b"data: %b\n\n" % event)
+        else:
+            self.exchange.abort()
+
+    # -- from the endpoint
+
+    def on_answer(self, status: int, headers: list[tuple[bytes, bytes]], length: int | None) -> None:
+        """The head is there; what it means shows with the body."""
+        self.status = status
+        self._length = length
+        self._failing = status >= 500 or status == 429
+        self.head_headers = headers
+
+    def on_data(self, data: bytes, *, ended: bool) -> None:
+        """Pass a piece on."""
+        if self._failing:
+            if ended:
+                self._call = None
+                self._desk.tell(LegFailed(self._leg, Fault.STATUS, self.status))
+        elif self._started:
+            self._continue(data, ended=ended)
+        elif data or ended:
+            if self.status == 200 and _ABORTED in data[:ABORT_WINDOW_BYTES]:
+                self.cancel()
+                self._desk.tell(LegFailed(self._leg, Fault.ABORTED, detail="the engine is shutting down"))
+            else:
+                self._begin(data, ended=ended)
+
+    def on_failure(self, fault: Fault, detail: str) -> None:
+        """The endpoint did not complete its answer."""
+        self._call = None
+        self._desk.tell(LegFailed(self._leg, fault, 0, detail))
+
+    def _begin(self, data: bytes, *, ended: bool) -> None:
+        self._started = True
+        self._reported_s = self._desk.now_s()
+        exchange = self.exchange
+        headers = for_client(self.head_headers)
+        if self.debug and self.placement is not None:
+            headers += debug_headers(self.placement)
+        streamed = _is_stream(self.head_headers)
+        if streamed:
+            self._watch = StreamWatch(strip=self.parsed.stream and not self.parsed.wants_usage)
+        elif self._length is None or self._length <= USAGE_BODY_BYTES:
+            self._collected = []
+        if ended and not streamed:
+            exchange.start(self.status, headers, len(data))
+        else:
+            exchange.start(self.status, headers, None if streamed else self._length)
+            if not ended:
+                self._desk.tell(LegStarted(self._leg, self.status))
+        self._continue(data, ended=ended)
+
+    def _continue(self, data: bytes, *, ended: bool) -> None:
+        watch = self._watch
+        if watch is not None:
+            data = watch.feed(data)
+            if ended:
+                data += watch.finish()
+                self.usage = watch.usage
+        elif self._collected is not None and data:
+            self._collected.append(data)
+        if ended:
+            self._finish(data)
+            return
+        if data and not self.exchange.write(data) and self._call is not None:
+            self._call.pause()
+            self.exchange.on_writable = self._call.resume
+        now_s = self._desk.now_s()
+        if now_s - self._reported_s >= PROGRESS_S:
+            self._reported_s = now_s
+            self._desk.tell(LegProgressed(self._leg))
+
+    def _finish(self, data: bytes) -> None:
+        self._call = None
+        if self._collected is not None:
+            self.usage = usage_of(b"".join(self._collected))
+            self._collected = None
+        self.exchange.finish(data)
+        self._desk.tell(LegFinished(self._leg, self.status, self.usage))
+
+
+def _is_stream(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+
+
+def debug_headers(placement: StartLeg) -> list[tuple[bytes, bytes]]:
+    """Where a request went and what was expected of it."""
+    decision = placement.decision
+    headers = [
+        (b"x-beaconry-endpoint", placement.endpoint.name.encode()),
+        (b"x-beaconry-policy", decision.policy.encode()),
+        (b"x-beaconry-matched-tokens", b"%d" % decision.chosen.candidate.matched_tokens),
+    ]
+    prediction = decision.chosen.prediction
+    if prediction is not None:
+        headers.append((b"x-beaconry-predicted-ttft-ms", b"%.1f" % (1e3 * prediction.ttft_s)))
+        headers.append((b"x-beaconry-predicted-itl-ms", b"%.2f" % (1e3 * prediction.itl_s)))
+    return headers

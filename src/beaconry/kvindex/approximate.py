@@ -1,0 +1,519 @@
+"""Which endpoint holds which prompt prefix, as far as our own routing and the engines' reported cached tokens tell.
+
+The one idea: prompts form a tree of *runs* (stretches of blocks within which no prompt has branched yet), and every endpoint has
+a *shelf*: the runs it is believed to hold, in the order in which its engine would drop them (least recently used first, the end
+of a prompt before its beginning, as vLLM frees them). Hashes are chained, so two stretches are equal if their last hashes are:
+a lookup costs a few steps per branch of the prompt, not per block.
+
+A shelf has a live part, as long as the engine's cache is believed to be, and a tail of what it held before. The tail is not believed
+to be cached; it says where a prompt comes home to, so that each endpoint keeps its own share of the prompts even when they do not
+all fit.
+
+The capacity is learnt, not configured. An engine that reports fewer cached tokens than were believed resident has dropped
+that run, and so everything that it used less recently: the shelf shrinks to what is left. Hits near a full shelf's end, and
+every drop on belief alone, let it grow again. A restarted engine, which holds nothing, halves its shelf with each report.
+
+Two orders matter. Requests that wait in an engine's queue do not keep their blocks there, but will bring them back: so being
+sent counts as a use for the shelf's order, and only a leg's end, when the engine surely had the blocks, counts as evidence.
+
+What is believed is a lower bound for conversations: an engine caches its replies too, which the router never sees.
+
+Invariants, verified by `check()`: a hold is never empty nor longer than its run; whoever holds a block of a run holds all of the
+run's ancestors; a shelf's `blocks` is the sum of its holds; along a prompt, ticks never rise.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+from beaconry.values.errors import InternalError
+
+_BLOCK_BYTES = 48
+"""A hash in a run: the integer and its place in a tuple."""
+_RUN_BYTES = 420
+_HOLD_BYTES = 190
+_REUSE_CLASSES = 6
+"""Runs are classed by how often they were used: 1, 2, 3-4, 5-8, 9-16, more."""
+_REUSE_MEMORY = 1000.0
+"""Observations per class after which old ones count half."""
+_PROBE = 0.02
+"""Share of the blocks dropped on belief alone by which a shelf grows: belief errs towards too much, which reports correct."""
+_TOLERANCE = 0.05
+"""Share of a prompt that a report may fall short without meaning anything: token counts are estimates."""
+_KNOWN = 3.0
+"""Length of a shelf with its tail, in capacities: working sets further beyond the cache gain little from affinity."""
+_LOOK_AHEAD = 16
+"""Runs looked at for what a placement displaces; what lies beyond is taken to be like them."""
+
+
+class Match(Struct, frozen=True):
+    """What one endpoint holds of a prompt, in blocks from its start."""
+
+    blocks: int
+    """Believed to be there; those being computed for other requests included."""
+    known: int
+    """Those and the following ones that were there before."""
+    sharers: int = 0
+    """Requests in flight there whose prompts share all known blocks, up to the last branch."""
+
+
+class Placement(Struct, frozen=True):
+    """A prompt sent to an endpoint: hand it back when the leg is over."""
+
+    endpoint: str
+    prefix: tuple[int, ...]
+    resident: int
+    """Blocks believed to be computed there at that time: what the engine should report as cached."""
+    seen: int
+    """When those were last surely there, on the shelf's count of uses."""
+    near_end: bool
+    """They were among the next to be dropped, so finding them says that the shelf is not too long."""
+
+
+class IndexStatistics(Struct, frozen=True, kw_only=True):
+    """A snapshot of the index for metrics and tests."""
+
+    runs: int
+    bytes: int
+    blocks: dict[str, int]
+    """Believed blocks per endpoint."""
+    capacity: dict[str, float]
+    """Learnt capacity per endpoint in blocks; infinite until the engine has shown a limit."""
+    confirmed: int
+    """Reports that agreed with the belief."""
+    missed: int
+    """Reports of fewer cached blocks than believed."""
+
+
+class _Run:
+    """A stretch of blocks. `uses` counts the prompts sent through it; `children` the runs that continue it."""
+
+    __slots__ = ("children", "hashes", "holds", "parent", "uses")
+
+    def __init__(self, hashes: tuple[int, ...], parent: "_Run | None") -> None:
+        self.hashes = hashes
+        self.parent = parent
+        self.children = 0
+        self.holds: dict[str, _Hold] = {}
+        self.uses = 0
+
+
+class _Hold:
+    """The first `known` blocks of `run` on one shelf: `blocks` of them live, `resident` of those known to have been computed.
+
+    `tick`: last use, sending included; `seen` <= `tick`: last use that the engine has confirmed.
+    """
+
+    __slots__ = ("blocks", "known", "newer", "older", "pins", "resident", "run", "seen", "tick")
+
+    def __init__(self, run: _Run | None) -> None:
+        self.run = run
+        self.blocks = 0
+        self.known = 0
+        self.pins = 0
+        self.resident = 0
+        self.seen = 0
+        self.tick = 0
+        self.older = self
+        self.newer = self
+
+
+class _Shelf:
+    """One endpoint's holds as a ring around `end`: `end.newer` is the oldest, `end.older` the last one used.
+
+    `oldest_live`: the oldest hold with live blocks, or `end`; everything newer is wholly live, everything older not at all.
+    `blocks`, `known`: sums over the holds.
+    """
+
+    __slots__ = ("blocks", "capacity", "end", "known", "learnt", "name", "oldest_live", "tick")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.end = self.oldest_live = _Hold(None)
+        self.blocks = 0
+        self.known = 0
+        self.capacity = float("inf")
+        self.learnt = False
+        self.tick = 0
+
+    def near_end(self, hold: _Hold) -> bool:
+        """Whether the shelf is full and `hold` among the live ones to be dropped next, up to a tenth of the capacity."""
+        if self.blocks < 0.9 * self.capacity:
+            return False
+        left, candidate = 0.1 * self.capacity, self.oldest_live
+        for _ in range(_LOOK_AHEAD):
+            if candidate is hold:
+                return candidate.run is not None
+            left -= candidate.blocks
+            if left < 0:
+                return False
+            candidate = candidate.newer
+        return False
+
+    def use(self, hold: _Hold, size: int) -> None:
+        """Make `hold` the most recently used one, live over `size` blocks. It may be new."""
+        if hold is self.oldest_live:
+            self.oldest_live = hold.newer
+        hold.older.newer, hold.newer.older = hold.newer, hold.older
+        self.blocks += size - hold.blocks
+        self.known += size - hold.known
+        hold.blocks = hold.known = size
+        hold.tick = self.tick
+        self.link(hold, self.end.older)
+        if self.oldest_live is self.end:
+            self.oldest_live = hold
+
+    def link(self, hold: _Hold, older: _Hold) -> None:
+        """Place `hold` directly on the more recent side of `older`."""
+        hold.older = older
+        hold.newer = older.newer
+        older.newer.older = hold
+        older.newer = hold
+
+    def fade(self, excess: int) -> int:
+        """Turn up to `excess` of the oldest live blocks into known ones; returns how many."""
+        hold = self.oldest_live
+        blocks = min(hold.blocks, excess)
+        self.blocks -= blocks
+        hold.blocks -= blocks
+        hold.resident = min(hold.resident, hold.blocks)
+        if not hold.blocks:
+            self.oldest_live = hold.newer
+        return blocks
+
+
+class ApproximateIndex:
+    """Runs, shelves and what was learnt of reuse. Sizes are in blocks of the request side; `limit_bytes` bounds the memory."""
+
+    def __init__(self, limit_bytes: int = 256 << 20) -> None:
+        self._limit = limit_bytes
+        self._starts: dict[int, _Run] = {}  # first hash of a run -> run: hashes are chained, so this is the whole tree
+        self._shelves: dict[str, _Shelf] = {}
+        self._bytes = 0  # estimate of what runs and holds occupy
+        self._reused = [1.0] * _REUSE_CLASSES  # runs of each class that were used once more
+        self._dropped = [1.0] * _REUSE_CLASSES  # runs of each class that were dropped by their last holder
+        self._confirmed = 0
+        self._missed = 0
+
+    def match(self, prefix: tuple[int, ...]) -> dict[str, Match]:
+        """What each endpoint holds of `prefix`; endpoints that have never seen any of it are absent."""
+        position, length = 0, len(prefix)
+        found: dict[str, Match] = {}
+        alive: Iterable[str] = ()
+        parent: _Run | None = None
+        while position < length:
+            run = self._starts.get(prefix[position])
+            if run is None or run.parent is not parent:
+                break
+            common, size = _common(run.hashes, prefix, position), len(run.hashes)
+            holds = run.holds
+            whole: list[str] = []
+            for name in alive if position else holds:
+                hold = holds.get(name)
+                if hold is not None:
+                    known, live = hold.known, hold.blocks
+                    before = found.get(name)
+                    if before is not None and before.blocks < position:
+                        live = before.blocks - position
+                    found[name] = Match(position + (live if live < common else common), position + (known if known < common else common), hold.pins)
+                    if known == size:
+                        whole.append(name)
+            if common < size or not whole:
+                break
+            position += common
+            alive, parent = whole, run
+        return found
+
+    def displaced(self, name: str, new_blocks: int) -> float:
+        """Blocks expected to be computed again because `new_blocks` more on this endpoint make it drop others.
+
+        Of what would be dropped first, each run counts by the chance that a run used as often is used again, unless another
+        endpoint holds it too.
+        """
+        shelf = self._shelves.get(name)
+        if shelf is None:
+            return 0.0
+        over = min(shelf.blocks + new_blocks - shelf.capacity, shelf.blocks)
+        if over <= 0:
+            return 0.0
+        hold, seen, lost = shelf.oldest_live, 0.0, 0.0
+        for _ in range(_LOOK_AHEAD):
+            run = hold.run
+            if run is None or seen >= over:
+                break
+            blocks = min(hold.blocks, over - seen)
+            seen += blocks
+            if len(run.holds) == 1:
+                lost += blocks * self._reuse(run)
+            hold = hold.newer
+        return lost * over / seen if seen else 0.0
+
+    def routed(self, name: str, prefix: tuple[int, ...]) -> Placement:
+        """A leg with this prompt was sent: from now on its blocks count as being there."""
+        shelf = self._shelf(name)
+        path = self._path(prefix)
+        resident, last = 0, shelf.end
+        for run in path:
+            hold = run.holds.get(name)
+            if hold is None or not hold.resident:
+                break
+            resident, last = resident + hold.resident, hold
+            if hold.resident < len(run.hashes):
+                break
+        placement = Placement(name, prefix, resident, last.seen, shelf.near_end(last))
+        for run in path:
+            if run.uses:
+                self._count(self._reused, run)
+            run.uses += 1
+        self._touch(shelf, path, confirmed=False)
+        for run in path:
+            if (pinned := run.holds.get(name)) is not None:
+                pinned.pins += 1
+        self._keep_within_limit()
+        return placement
+
+    def confirmed(self, placement: Placement, cached: float | None) -> None:
+        """The leg ended well, and the engine reports that it found `cached` blocks of its prompt.
+
+        None if the engine does not report it; then the blocks count as computed and nothing is learnt.
+        """
+        shelf = self._shelf(placement.endpoint)
+        path = self._path(placement.prefix)
+        self._unpin(shelf, path)
+        if cached is not None and placement.resident:
+            if cached + 1 + _TOLERANCE * placement.resident < placement.resident:
+                self._missed += 1
+                self._shrink(shelf, placement.seen)
+            else:
+                self._confirmed += 1
+                if placement.near_end:
+                    shelf.capacity *= 1 + _PROBE
+        self._touch(shelf, self._path(placement.prefix), confirmed=True)
+        self._keep_within_limit()
+
+    def abandoned(self, placement: Placement) -> None:
+        """The leg never ran: what only it would have put there is not there."""
+        shelf = self._shelves.get(placement.endpoint)
+        if shelf is None:
+            return
+        path = self._path(placement.prefix)
+        self._unpin(shelf, path)
+        for run in reversed(path):
+            hold = run.holds.get(shelf.name)
+            if hold is not None and not run.children and hold.resident < hold.known:
+                self._cut(shelf, hold, hold.known - hold.resident)
+            elif not run.holds:
+                self._remove(run)
+            else:
+                break  # the rest is shared with other prompts, or computed
+
+    def sized(self, name: str, blocks: float) -> None:
+        """A first guess of the capacity, from the engine's own metrics; ignored once a limit has been learnt."""
+        shelf = self._shelf(name)
+        if not shelf.learnt:
+            shelf.capacity = blocks
+
+    def forget(self, name: str) -> None:
+        """The endpoint is gone or was restarted: it holds nothing, and its capacity is unknown."""
+        shelf = self._shelves.pop(name, None)
+        if shelf is not None:
+            while (hold := shelf.end.newer) is not shelf.end:
+                self._cut(shelf, hold, hold.known)
+
+    def statistics(self) -> IndexStatistics:
+        """Sizes and counters now."""
+        return IndexStatistics(
+            runs=len(self._starts),
+            bytes=self._bytes,
+            blocks={name: shelf.blocks for name, shelf in self._shelves.items()},
+            capacity={name: shelf.capacity for name, shelf in self._shelves.items()},
+            confirmed=self._confirmed,
+            missed=self._missed,
+        )
+
+    def check(self) -> None:
+        """Raise InternalError if an invariant does not hold. O(everything)."""
+        held = 0
+        for shelf in self._shelves.values():
+            blocks, known, hold, live = 0, 0, shelf.end.newer, False
+            while (run := hold.run) is not None:
+                held += 1
+                blocks, known = blocks + hold.blocks, known + hold.known
+                _require(run.holds.get(shelf.name) is hold, "a hold is on a shelf but not on its run")
+                _require(0 < hold.known <= len(run.hashes), "a hold's length is wrong")
+                _require(0 <= hold.resident <= hold.blocks <= hold.known, "a hold's parts are wrong")
+                _require(hold.newer.run is None or hold.newer.tick >= hold.tick, "a shelf is out of order")
+                _require(not live or hold.blocks == hold.known, "a newer hold is less live")
+                _require((hold.blocks > 0) == (live or hold is shelf.oldest_live), "the oldest live hold is another one")
+                live = hold.blocks > 0
+                if run.parent is not None:
+                    above = run.parent.holds.get(shelf.name)
+                    _require(above is not None and above.known == len(run.parent.hashes), "an ancestor is missing")
+                    _require(above is not None and above.tick >= hold.tick, "an ancestor was used before its child")
+                hold = hold.newer
+            _require((blocks, known) == (shelf.blocks, shelf.known), "a shelf's blocks do not add up")
+        size = held * _HOLD_BYTES
+        for first, run in self._starts.items():
+            size += _RUN_BYTES + _BLOCK_BYTES * len(run.hashes)
+            _require(first == run.hashes[0] and bool(run.holds), "a run that nobody holds")
+            _require(run.children == sum(other.parent is run for other in self._starts.values()), "children do not add up")
+        _require(size == self._bytes, "bytes do not add up")
+
+    def _shelf(self, name: str) -> _Shelf:
+        shelf = self._shelves.get(name)
+        if shelf is None:
+            shelf = self._shelves[name] = _Shelf(name)
+        return shelf
+
+    def _path(self, prefix: Sequence[int]) -> list[_Run]:
+        """The runs that make up `prefix` exactly, made or split where needed."""
+        path: list[_Run] = []
+        position, parent = 0, None
+        while position < len(prefix):
+            run = self._starts.get(prefix[position])
+            if run is None:
+                run = self._add(tuple(prefix[position:]), parent)
+            elif run.parent is not parent:
+                break  # two different prefixes with the same hash: leave the rest out
+            elif (common := _common(run.hashes, prefix, position)) < len(run.hashes):
+                run = self._split(run, common)
+            path.append(run)
+            position += len(run.hashes)
+            parent = run
+        return path
+
+    def _add(self, hashes: tuple[int, ...], parent: _Run | None) -> _Run:
+        run = self._starts[hashes[0]] = _Run(hashes, parent)
+        if parent is not None:
+            parent.children += 1
+        self._bytes += _RUN_BYTES + _BLOCK_BYTES * len(hashes)
+        return run
+
+    def _split(self, lower: _Run, at: int) -> _Run:
+        """Part `lower` before block `at`; returns the new upper run, which takes the first part of every hold."""
+        upper = _Run(lower.hashes[:at], lower.parent)
+        upper.children, upper.uses = 1, lower.uses
+        lower.hashes, lower.parent = lower.hashes[at:], upper
+        self._starts[upper.hashes[0]] = upper
+        self._starts[lower.hashes[0]] = lower
+        self._bytes += _RUN_BYTES
+        for name, hold in list(lower.holds.items()):
+            if hold.known <= at:
+                hold.run = upper
+                upper.holds[name] = hold
+                del lower.holds[name]
+                continue
+            first = upper.holds[name] = _Hold(upper)
+            first.blocks, first.known, first.resident = min(hold.blocks, at), at, min(hold.resident, at)
+            first.tick, first.seen, first.pins = hold.tick, hold.seen, hold.pins
+            hold.blocks, hold.known = max(hold.blocks - at, 0), hold.known - at
+            hold.resident = max(hold.resident - at, 0)
+            shelf = self._shelves[name]
+            shelf.link(first, hold)
+            if hold is shelf.oldest_live and not hold.blocks:
+                shelf.oldest_live = first
+            self._bytes += _HOLD_BYTES
+        if not lower.holds:
+            self._remove(lower)
+        return upper
+
+    def _unpin(self, shelf: _Shelf, path: list[_Run]) -> None:
+        for run in path:
+            hold = run.holds.get(shelf.name)
+            if hold is not None and hold.pins:
+                hold.pins -= 1
+
+    def _touch(self, shelf: _Shelf, path: list[_Run], *, confirmed: bool) -> None:
+        """Make `path` the most recently used on `shelf`, its beginning last, and fade what is beyond the capacity."""
+        shelf.tick += 1
+        for run in reversed(path):
+            hold = run.holds.get(shelf.name)
+            if hold is None:
+                hold = run.holds[shelf.name] = _Hold(run)
+                self._bytes += _HOLD_BYTES
+            shelf.use(hold, len(run.hashes))
+            if confirmed:
+                hold.resident, hold.seen = hold.blocks, shelf.tick
+        while shelf.blocks > shelf.capacity:
+            shelf.capacity += _PROBE * shelf.fade(int(shelf.blocks - shelf.capacity) + 1)
+        while shelf.known > _KNOWN * shelf.capacity:
+            self._cut(shelf, shelf.end.newer, shelf.end.newer.known)
+
+    def _shrink(self, shelf: _Shelf, seen: int) -> None:
+        """The engine has dropped something last used at `seen`, so all older things too; at most half is believed at once."""
+        floor = shelf.blocks / 2
+        while shelf.oldest_live.run is not None and shelf.oldest_live.tick <= seen and shelf.blocks > floor:
+            shelf.fade(int(shelf.blocks - floor) + 1)
+        shelf.capacity = min(shelf.capacity, max(shelf.blocks, 1))
+        shelf.learnt = True
+
+    def _cut(self, shelf: _Shelf, hold: _Hold, blocks: int) -> None:
+        """Take the last `blocks` known blocks of a hold from the shelf; the run goes with its last hold."""
+        run = hold.run
+        assert run is not None
+        shelf.known -= blocks
+        hold.known -= blocks
+        if hold.blocks > hold.known:
+            shelf.blocks -= hold.blocks - hold.known
+            hold.blocks = hold.known
+            hold.resident = min(hold.resident, hold.blocks)
+        if hold.known:
+            return
+        if hold is shelf.oldest_live:
+            shelf.oldest_live = hold.newer
+        hold.older.newer, hold.newer.older = hold.newer, hold.older
+        del run.holds[shelf.name]
+        self._bytes -= _HOLD_BYTES
+        if not run.holds:
+            self._count(self._dropped, run)
+            self._remove(run)
+
+    def _remove(self, run: _Run) -> None:
+        del self._starts[run.hashes[0]]
+        if run.parent is not None:
+            run.parent.children -= 1
+        self._bytes -= _RUN_BYTES + _BLOCK_BYTES * len(run.hashes)
+
+    def _keep_within_limit(self) -> None:
+        while self._bytes > self._limit:
+            shelf = max(self._shelves.values(), key=lambda s: s.known)
+            hold = shelf.end.newer
+            if hold.run is None:
+                return
+            self._cut(shelf, hold, hold.known)
+
+    def _reuse(self, run: _Run) -> float:
+        """Chance that a run used as often as this one is used again before it is dropped."""
+        kind = _reuse_class(run.uses)
+        return self._reused[kind] / (self._reused[kind] + self._dropped[kind])
+
+    def _count(self, counts: list[float], run: _Run) -> None:
+        kind = _reuse_class(run.uses)
+        counts[kind] += 1.0
+        if counts[kind] > _REUSE_MEMORY:
+            self._reused[kind] /= 2
+            self._dropped[kind] /= 2
+
+
+def _reuse_class(uses: int) -> int:
+    return min((uses - 1).bit_length(), _REUSE_CLASSES - 1) if uses else 0
+
+
+def _common(hashes: Sequence[int], prefix: Sequence[int], position: int) -> int:
+    """How many blocks of `hashes`, whose first is `prefix[position]`, the prefix shares: equal once means equal before."""
+    longest = min(len(hashes), len(prefix) - position)
+    if hashes[longest - 1] == prefix[position + longest - 1]:
+        return longest
+    shared, differs = 1, longest
+    while differs - shared > 1:
+        middle = (shared + differs) // 2
+        if hashes[middle - 1] == prefix[position + middle - 1]:
+            shared = middle
+        else:
+            differs = middle
+    return shared
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise InternalError(f"prefix index: {what}")

@@ -1,0 +1,45 @@
+"""Deadlines that are all equally far away form a queue: insertion order is due order, so adding and removing are O(1)."""
+
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+NEVER = float("inf")
+
+
+class DeadlineQueue(Generic[K, V]):
+    """Things that are due `timeout_s` after they were last touched."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._waiting: dict[K, tuple[float, V]] = {}
+        """Key to (due time, thing), ordered by due time."""
+
+    def touch(self, key: K, thing: V, now_s: float) -> None:
+        """Add, or put back to the end. `now_s` never runs backwards."""
+        self._waiting.pop(key, None)
+        self._waiting[key] = (now_s + self.timeout_s, thing)
+
+    def discard(self, key: K) -> None:
+        """Take out, if there."""
+        self._waiting.pop(key, None)
+
+    def due_s(self) -> float:
+        """When the first one is due; NEVER if there is none."""
+        for due_s, _ in self._waiting.values():
+            return due_s
+        return NEVER
+
+    def take_due(self, now_s: float) -> list[V]:
+        """Remove and return what is due."""
+        due: list[V] = []
+        for due_s, thing in self._waiting.values():
+            if due_s > now_s:
+                break
+            due.append(thing)
+        for key in list(self._waiting)[: len(due)]:
+            del self._waiting[key]
+        return due
+
+    def __len__(self) -> int:
+        return len(self._waiting)

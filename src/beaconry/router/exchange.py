@@ -1,0 +1,67 @@
+"""The state of one request and of its current leg: records without behaviour, changed by the router only."""
+
+from typing import TYPE_CHECKING
+
+from beaconry.values.candidate import Candidate
+from beaconry.values.request import Request
+
+if TYPE_CHECKING:
+    from beaconry.kvindex.approximate import Placement
+    from beaconry.router.member import Member
+
+
+class Leg:
+    """One attempt of a request on one endpoint."""
+
+    __slots__ = (
+        "batch_at_first",
+        "candidate",
+        "dispatched_s",
+        "exchange",
+        "first_byte_s",
+        "id",
+        "member",
+        "placement",
+        "prefilled_mark",
+        "prompt_tokens",
+        "uncached_tokens",
+    )
+
+    def __init__(
+        self,
+        leg: int,
+        exchange: "Exchange",
+        member: "Member",
+        candidate: Candidate,
+        placement: "Placement | None",
+        now_s: float,
+    ) -> None:
+        request = exchange.request
+        self.id = leg
+        self.exchange = exchange
+        self.member = member
+        self.candidate = candidate
+        """The endpoint as it was when it was chosen."""
+        self.placement = placement
+        """What the index noted of it; None for a prompt without blocks."""
+        self.dispatched_s = now_s
+        self.prompt_tokens = request.prompt_tokens
+        self.uncached_tokens = max(0, request.prompt_tokens - candidate.matched_tokens)
+        self.first_byte_s: float | None = None
+        self.batch_at_first = 0
+        self.prefilled_mark = 0
+        """The member's `prefilled_tokens` at first byte."""
+
+
+class Exchange:
+    """One request from arrival to its one outcome."""
+
+    __slots__ = ("attempts", "leg", "request", "tried")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.leg: Leg | None = None
+        """The attempt in flight; None only before the first one and between two of the router's own steps."""
+        self.attempts = 0
+        self.tried: list[str] = []
+        """Endpoints whose legs failed."""

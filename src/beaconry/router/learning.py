@@ -1,0 +1,84 @@
+"""What completed legs teach: the index what was cached, the rate book how fast it went, and us how many tokens a byte makes."""
+
+from beaconry.kvindex.approximate import ApproximateIndex
+from beaconry.latency.rates import LegTimes, RateBook
+from beaconry.router.exchange import Leg
+from beaconry.values.endpoint import Endpoint, LoadSample
+from beaconry.values.request import Usage
+
+TOKENS_PER_BYTE = 0.25
+"""Until usage reports tell better: English text under common vocabularies."""
+DENSITY_BYTES = 1024
+"""Shorter prompts say more about the chat template than about the text."""
+DENSITY_GAIN = 0.1
+
+
+class Learning:
+    """Passes on what is learnt, and keeps the text density per model."""
+
+    def __init__(self, index: ApproximateIndex, rates: RateBook) -> None:
+        self._index = index
+        self._rates = rates
+        self._densities: dict[str, float] = {}
+        """Prompt tokens per byte of text, by model; only models that an engine has answered for."""
+
+    def tokens_per_byte(self, model: str) -> float:
+        """How many prompt tokens a byte of text makes."""
+        return self._densities.get(model, TOKENS_PER_BYTE)
+
+    def finished(self, leg: Leg, usage: Usage | None, batch_at_end: int, now_s: float) -> None:
+        """A leg ended well; `usage` is None if the engine did not report it or refused the request."""
+        request, member = leg.exchange.request, leg.member
+        cached_blocks: float | None = None
+        if usage is not None and usage.prompt_tokens:
+            member.prompt_tokens += usage.prompt_tokens
+            member.output_tokens += usage.completion_tokens
+            if request.prompt_bytes >= DENSITY_BYTES:
+                seen = usage.prompt_tokens / request.prompt_bytes
+                old = self.tokens_per_byte(request.model)
+                self._densities[request.model] = (1 - DENSITY_GAIN) * old + DENSITY_GAIN * seen
+            if usage.cached_tokens is not None:
+                member.cached_tokens += usage.cached_tokens
+                member.predicted_cached_tokens += leg.candidate.matched_tokens
+                # in blocks of the router's text: an engine's token count corrects a wrong estimate of the prompt's length
+                cached_blocks = (
+                    usage.cached_tokens * request.prompt_tokens / (request.block_tokens * usage.prompt_tokens)
+                )
+            if request.stream:  # the first byte of a whole answer is its last: it tells neither TTFT nor ITL
+                self._rates.observe_end(member.endpoint, _times(leg, usage, batch_at_end, now_s))
+        if leg.placement is not None:
+            self._index.confirmed(leg.placement, cached_blocks)
+
+    def cut_short(self, leg: Leg) -> None:
+        """A leg failed or was cancelled: its prompt is there only if it got as far as a first byte."""
+        if leg.placement is None:
+            return
+        if leg.first_byte_s is None:
+            self._index.abandoned(leg.placement)
+        else:
+            self._index.confirmed(leg.placement, None)
+
+    def sampled(self, endpoint: Endpoint, sample: LoadSample) -> None:
+        """An engine's metrics were read."""
+        self._rates.observe_sample(endpoint, sample)
+
+    def forget(self, name: str) -> None:
+        """The endpoint is gone, or somebody else by now."""
+        self._index.forget(name)
+        self._rates.forget(name)
+
+
+def _times(leg: Leg, usage: Usage, batch_at_end: int, now_s: float) -> LegTimes:
+    candidate, cached = leg.candidate, usage.cached_tokens
+    assert leg.first_byte_s is not None
+    return LegTimes(
+        now_s=now_s,
+        ttft_s=leg.first_byte_s - leg.dispatched_s,
+        decode_s=now_s - leg.first_byte_s,
+        uncached_tokens=leg.uncached_tokens if cached is None else usage.prompt_tokens - cached,
+        tokens_ahead=candidate.prefill_tokens,
+        in_flight=candidate.in_flight,
+        batch=(leg.batch_at_first + batch_at_end) / 2,
+        output_tokens=usage.completion_tokens,
+        prefilled_tokens=leg.member.prefilled_tokens - leg.prefilled_mark,
+    )

@@ -1,0 +1,181 @@
+"""One endpoint as the router knows it: what is in flight there, and whether it may get more.
+
+Health has two sources. Active checks make it unhealthy after several failures and healthy again after one success. Legs that fail in
+a row eject it for a while that doubles each time; then one request probes it, and its success ends the ejection.
+"""
+
+from enum import StrEnum
+
+from beaconry.config.gateway import Health
+from beaconry.router.exchange import Leg
+from beaconry.router.statistics import LATENCY_BOUNDS_S, EndpointStatistics, Histogram
+from beaconry.values.candidate import Candidate
+from beaconry.values.endpoint import Endpoint, LoadSample
+from beaconry.values.errors import InternalError
+
+
+class State(StrEnum):
+    """Whether an endpoint may get requests."""
+
+    READY = "ready"
+    DRAINING = "draining"
+    EJECTED = "ejected"
+    PROBING = "probing"
+    UNHEALTHY = "unhealthy"
+
+
+class Member:
+    """The ledger and the health of one endpoint."""
+
+    def __init__(self, endpoint: Endpoint, knobs: Health) -> None:
+        self.endpoint = endpoint
+        self._knobs = knobs
+        self.gone = False
+        """Discovery no longer names it; it stays until its last leg has ended."""
+        self.sample: LoadSample | None = None
+        self.prefilling: dict[int, Leg] = {}
+        """Legs without first byte, oldest first."""
+        self.decoding: dict[int, Leg] = {}
+        """Legs with first byte and without end, oldest first. A leg is in exactly one of the two."""
+        self.prefill_tokens = 0
+        """Sum of `uncached_tokens` over `prefilling`."""
+        self.context_tokens = 0
+        """Sum of `prompt_tokens` over both."""
+        self.prefilled_tokens = 0
+        """Sum of `uncached_tokens` over all legs that ever got their first byte: a clock that advances with prefill work."""
+        self._failed_checks = 0
+        self._unhealthy = False
+        self._failures = 0
+        """Failed legs in a row."""
+        self._ejections = 0
+        """Ejections without a success since: the exponent of the next one."""
+        self._ejected_until_s = 0.0
+        self.dispatched = self.failed = 0
+        self.prompt_tokens = self.cached_tokens = self.predicted_cached_tokens = self.output_tokens = 0
+        self.ttft = Histogram(LATENCY_BOUNDS_S)
+
+    # -- may it serve?
+
+    def state(self, now_s: float) -> State:
+        """The present state."""
+        if self.gone or self.endpoint.draining:
+            return State.DRAINING
+        if self._unhealthy:
+            return State.UNHEALTHY
+        if self._ejections and now_s < self._ejected_until_s:
+            return State.EJECTED
+        return State.PROBING if self._ejections else State.READY
+
+    def admits(self, now_s: float) -> bool:
+        """It may get a request now. A probing endpoint takes one at a time."""
+        if not (self._ejections or self._unhealthy or self.gone or self.endpoint.draining):
+            return True
+        return self.state(now_s) is State.PROBING and not self.prefilling
+
+    @property
+    def last_resort(self) -> bool:
+        """Ejected at most: better than refusing when no other is left."""
+        return not (self.gone or self.endpoint.draining or self._unhealthy)
+
+    def checked(self, *, healthy: bool) -> bool:
+        """Note an active check. True if the endpoint has just become unhealthy."""
+        if healthy:
+            self._failed_checks = 0
+            self._unhealthy = False
+            return False
+        self._failed_checks += 1
+        if self._unhealthy or self._failed_checks < self._knobs.unhealthy_after:
+            return False
+        self._unhealthy = True
+        return True
+
+    def succeeded(self) -> None:
+        """Note a leg that ended well."""
+        self._failures = self._ejections = 0
+
+    def failed_leg(self, now_s: float) -> None:
+        """Note a leg that failed by the endpoint's fault."""
+        self.failed += 1
+        self._failures += 1
+        probing = self._ejections and now_s >= self._ejected_until_s
+        if probing or (not self._ejections and self._failures >= self._knobs.eject_after):
+            pause_s = min(self._knobs.eject_base_s * 2.0**self._ejections, self._knobs.eject_max_s)
+            self._ejected_until_s = now_s + pause_s
+            self._ejections += 1
+
+    # -- what is in flight?
+
+    def dispatch(self, leg: Leg) -> None:
+        """A leg is sent here."""
+        self.prefilling[leg.id] = leg
+        self.prefill_tokens += leg.uncached_tokens
+        self.context_tokens += leg.prompt_tokens
+        self.dispatched += 1
+
+    def first_byte(self, leg: Leg) -> None:
+        """A leg's prefill is over."""
+        del self.prefilling[leg.id]
+        self.decoding[leg.id] = leg
+        self.prefill_tokens -= leg.uncached_tokens
+        self.prefilled_tokens += leg.uncached_tokens
+
+    def end(self, leg: Leg) -> None:
+        """A leg is over, in whichever way."""
+        self.context_tokens -= leg.prompt_tokens
+        if self.prefilling.pop(leg.id, None) is not None:
+            self.prefill_tokens -= leg.uncached_tokens
+        else:
+            del self.decoding[leg.id]
+
+    def candidate(self, *, matched_tokens: int, displaced_tokens: float, now_s: float) -> Candidate:
+        """A snapshot for the scheduler."""
+        oldest_wait_s = 0.0
+        for leg in self.prefilling.values():
+            oldest_wait_s = now_s - leg.dispatched_s
+            break
+        return Candidate(
+            endpoint=self.endpoint,
+            prefilling=len(self.prefilling),
+            prefill_tokens=self.prefill_tokens,
+            decoding=len(self.decoding),
+            context_tokens=self.context_tokens,
+            matched_tokens=matched_tokens,
+            displaced_tokens=displaced_tokens,
+            oldest_wait_s=oldest_wait_s,
+            sample=self.sample,
+        )
+
+    # -- looking in
+
+    def statistics(self, now_s: float) -> EndpointStatistics:
+        """As it is now."""
+        return EndpointStatistics(
+            endpoint=self.endpoint,
+            state=self.state(now_s).value,
+            prefilling=len(self.prefilling),
+            prefill_tokens=self.prefill_tokens,
+            decoding=len(self.decoding),
+            context_tokens=self.context_tokens,
+            sample=self.sample,
+            dispatched=self.dispatched,
+            failed=self.failed,
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            predicted_cached_tokens=self.predicted_cached_tokens,
+            output_tokens=self.output_tokens,
+            ttft=self.ttft.snapshot(),
+        )
+
+    def check(self) -> None:
+        """Raise InternalError if a counter does not equal what it sums."""
+        legs = [*self.prefilling.values(), *self.decoding.values()]
+        if self.prefilling.keys() & self.decoding.keys():
+            raise InternalError(f"{self.endpoint.name}: a leg is both in prefill and in decode")
+        if self.prefill_tokens != sum(leg.uncached_tokens for leg in self.prefilling.values()):
+            raise InternalError(
+                f"{self.endpoint.name}: prefill_tokens is {self.prefill_tokens}, not the sum over its legs"
+            )
+        if self.context_tokens != sum(leg.prompt_tokens for leg in legs):
+            raise InternalError(
+                f"{self.endpoint.name}: context_tokens is {self.context_tokens}, not the sum over its legs"
+            )

@@ -1,0 +1,42 @@
+"""How many retries the recent traffic allows, so that an outage is not multiplied by its own retries (linkerd's retry budget)."""
+
+from collections import deque
+
+WINDOW_S = 10.0
+
+
+class RetryBudget:
+    """At most `floor + ratio * requests` retries within the last ten seconds, counted in one-second cells."""
+
+    def __init__(self, ratio: float, floor: int) -> None:
+        self._ratio = ratio
+        self._floor = floor
+        self._cells: deque[list[float]] = deque()
+        """[second, requests, retries], oldest first, none older than the window."""
+        self._requests = 0.0
+        """Sum over the cells; likewise `_retries`."""
+        self._retries = 0.0
+
+    def request(self, now_s: float) -> None:
+        """Count an arrival."""
+        self._cell(now_s)[1] += 1
+        self._requests += 1
+
+    def try_retry(self, now_s: float) -> bool:
+        """Count a retry if the budget has one."""
+        cell = self._cell(now_s)
+        if self._retries >= self._floor + self._ratio * self._requests:
+            return False
+        cell[2] += 1
+        self._retries += 1
+        return True
+
+    def _cell(self, now_s: float) -> list[float]:
+        second = float(int(now_s))
+        while self._cells and self._cells[0][0] <= second - WINDOW_S:
+            _, requests, retries = self._cells.popleft()
+            self._requests -= requests
+            self._retries -= retries
+        if not self._cells or self._cells[-1][0] != second:
+            self._cells.append([second, 0.0, 0.0])
+        return self._cells[-1]

@@ -1,0 +1,450 @@
+"""The composed machine: facts in, effects out, synchronously and without I/O.
+
+Theory of operation. A request becomes an Exchange; it is placed on an endpoint as a Leg; a leg that fails before its first byte may be
+followed by another one elsewhere, within the retry budget; every exchange ends exactly once, through `_end`. A fact about a leg that
+is no longer known is late news and changes nothing. All waiting is bounded by three queues of equal deadlines (first byte, progress,
+total); the earliest of them is asked for with WakeAt.
+"""
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from beaconry.config.gateway import Deadlines, Health, Retry
+from beaconry.kvindex.approximate import ApproximateIndex, Match
+from beaconry.latency.rates import RateBook
+from beaconry.router.deadlines import NEVER, DeadlineQueue
+from beaconry.router.effects import Answer, BreakStream, CancelLeg, Effect, Ended, StartLeg, WakeAt
+from beaconry.router.exchange import Exchange, Leg
+from beaconry.router.facts import (
+    ClientLeft,
+    Drain,
+    EndpointGone,
+    EndpointSeen,
+    Fact,
+    Fault,
+    HealthChecked,
+    LegFailed,
+    LegFinished,
+    LegProgressed,
+    LegStarted,
+    LoadSampled,
+    RequestArrived,
+    RequestRefused,
+    TimerDue,
+)
+from beaconry.router.learning import Learning
+from beaconry.router.member import Member
+from beaconry.router.retries import RetryBudget
+from beaconry.router.statistics import ModelCounters, RouterStatistics
+from beaconry.scheduling.scheduler import Scheduler
+from beaconry.values.candidate import Candidate
+from beaconry.values.endpoint import Role
+from beaconry.values.errors import InternalError
+from beaconry.values.outcome import Outcome
+from beaconry.values.request import Request
+
+BUSY_STATUSES = frozenset({429, 503})
+"""An engine that answers so is full, not broken."""
+
+
+class Router:
+    """The life of all requests. `handle` is the only way in."""
+
+    def __init__(
+        self,
+        *,
+        scheduler: Scheduler,
+        index: ApproximateIndex,
+        rates: RateBook,
+        rng: Random,
+        deadlines: Deadlines,
+        retry: Retry,
+        health: Health,
+    ) -> None:
+        self._scheduler = scheduler
+        self._index = index
+        self._learning = Learning(index, rates)
+        self._rng = rng
+        self._retry = retry
+        self._health = health
+        self._members: dict[str, Member] = {}
+        """All endpoints by name, gone ones until their last leg has ended."""
+        self._models: dict[str, list[Member]] = {}
+        """Those that are not gone, by model; no empty lists."""
+        self._exchanges: dict[str, Exchange] = {}
+        """Requests that have not ended."""
+        self._legs: dict[int, Leg] = {}
+        """Legs that have not ended: exactly the `leg` of each exchange."""
+        self._last_leg = 0
+        self._first_byte: DeadlineQueue[int, Leg] = DeadlineQueue(deadlines.first_byte_s)
+        """Streams without first byte. (The first byte of a whole answer is its last: only the total deadline bounds it.)"""
+        self._progress: DeadlineQueue[int, Leg] = DeadlineQueue(deadlines.idle_s)
+        """Legs with first byte."""
+        self._total: DeadlineQueue[str, Exchange] = DeadlineQueue(deadlines.total_s)
+        """All exchanges."""
+        self._drain_s: float | None = None
+        """When what still runs is cut off; None while not draining."""
+        self._wake_s = NEVER
+        """The time last asked for."""
+        self._budget = RetryBudget(retry.budget_ratio, retry.budget_floor)
+        self._counters: dict[str, ModelCounters] = {}
+        """By model; only models that some endpoint serves or served, so clients cannot grow it."""
+        self._refused = 0
+        self._retries = 0
+        self._on: dict[type, Callable[[Any, float, list[Effect]], None]] = {
+            RequestArrived: self._arrived,
+            RequestRefused: self._refused_at_door,
+            ClientLeft: self._client_left,
+            LegStarted: self._leg_started,
+            LegProgressed: self._leg_progressed,
+            LegFinished: self._leg_finished,
+            LegFailed: self._leg_failed,
+            EndpointSeen: self._endpoint_seen,
+            EndpointGone: self._endpoint_gone,
+            HealthChecked: self._health_checked,
+            LoadSampled: self._load_sampled,
+            TimerDue: self._timer_due,
+            Drain: self._drain,
+        }
+
+    def handle(self, fact: Fact, now_s: float) -> list[Effect]:
+        """Take one fact at its time, return what is to be done, in order. Time never runs backwards."""
+        effects: list[Effect] = []
+        self._on[type(fact)](fact, now_s, effects)
+        return effects
+
+    def tokens_per_byte(self, model: str) -> float:
+        """How many prompt tokens a byte of text makes, as the engines' usage reports have shown."""
+        return self._learning.tokens_per_byte(model)
+
+    def models(self) -> tuple[str, ...]:
+        """All models that some endpoint serves, in order of appearance."""
+        return tuple(self._models)
+
+    # -- requests
+
+    def _arrived(self, fact: RequestArrived, now_s: float, effects: list[Effect]) -> None:
+        request = fact.request
+        if request.model not in self._models:
+            self._refused += 1
+            message = f"The model `{request.model[:200]}` does not exist. GET /v1/models lists those that do."
+            effects.append(
+                Answer(
+                    request_id=request.id, status=404, outcome=Outcome.REFUSED, message=message, code="model_not_found"
+                )
+            )
+            effects.append(_ended(request, Outcome.REFUSED, now_s))
+            return
+        exchange = Exchange(request)
+        self._exchanges[request.id] = exchange
+        self._counters[request.model].running += 1
+        self._total.touch(request.id, exchange, now_s)
+        self._wake_by(now_s + self._total.timeout_s, effects)
+        self._budget.request(now_s)
+        if self._drain_s is not None:
+            self._answer(exchange, 503, Outcome.SHUTTING_DOWN, "this gateway is shutting down", now_s, effects)
+        elif not self._place(exchange, now_s, effects):
+            self._answer(
+                exchange, 503, Outcome.NO_ENDPOINT, "no engine can serve this model at present", now_s, effects
+            )
+
+    def _refused_at_door(self, fact: RequestRefused, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
+        self._refused += 1
+
+    def _place(self, exchange: Exchange, now_s: float, effects: list[Effect]) -> bool:
+        """Choose an endpoint and start a leg there. False if there is none."""
+        request = exchange.request
+        members = self._open_members(request.model, exchange.tried, now_s)
+        if not members:
+            return False
+        found = self._index.match(request.prefix) if request.prefix else {}
+        candidates = [self._candidate(member, request, found.get(member.endpoint.name), now_s) for member in members]
+        decision = self._scheduler.schedule(request, candidates, now_s, self._rng)
+        name = decision.endpoint.name
+        candidate = next(c for c in candidates if c.endpoint.name == name)
+        self._last_leg += 1
+        placement = self._index.routed(name, request.prefix) if request.prefix else None
+        leg = Leg(self._last_leg, exchange, self._members[name], candidate, placement, now_s)
+        exchange.leg = leg
+        exchange.attempts += 1
+        self._legs[leg.id] = leg
+        leg.member.dispatch(leg)
+        if request.stream:
+            self._first_byte.touch(leg.id, leg, now_s)
+            self._wake_by(now_s + self._first_byte.timeout_s, effects)
+        effects.append(StartLeg(request.id, leg.id, decision.endpoint, decision))
+        return True
+
+    def _candidate(self, member: Member, request: Request, match: Match | None, now_s: float) -> Candidate:
+        """What the scheduler may know of one endpoint; `match` is what it holds of the prompt."""
+        blocks = 0 if match is None else match.blocks
+        new_blocks = len(request.prefix) - blocks
+        displaced = self._index.displaced(member.endpoint.name, new_blocks) if new_blocks else 0.0
+        return member.candidate(
+            matched_tokens=min(int(blocks * request.block_tokens), request.prompt_tokens - 1),
+            displaced_tokens=displaced * request.block_tokens,
+            now_s=now_s,
+        )
+
+    def _open_members(self, model: str, tried: list[str], now_s: float) -> list[Member]:
+        """Those that may get this request; if all are ejected, those, since refusing would be worse."""
+        members = [
+            m for m in self._models.get(model, ()) if m.endpoint.role is Role.BOTH and m.endpoint.name not in tried
+        ]
+        return [m for m in members if m.admits(now_s)] or [m for m in members if m.last_resort]
+
+    def _client_left(self, fact: ClientLeft, now_s: float, effects: list[Effect]) -> None:
+        exchange = self._exchanges.get(fact.request_id)
+        if exchange is not None:
+            self._cancel_leg(exchange, effects)
+            self._end(exchange, Outcome.CLIENT_GONE, now_s, effects)
+
+    # -- legs
+
+    def _leg_started(self, fact: LegStarted, now_s: float, effects: list[Effect]) -> None:
+        leg = self._legs.get(fact.leg)
+        if leg is not None and leg.first_byte_s is None:
+            self._first_byte_came(leg, now_s)
+            self._progress.touch(leg.id, leg, now_s)
+            self._wake_by(now_s + self._progress.timeout_s, effects)
+
+    def _first_byte_came(self, leg: Leg, now_s: float) -> None:
+        request, member = leg.exchange.request, leg.member
+        leg.first_byte_s = now_s
+        member.first_byte(leg)
+        leg.batch_at_first = len(member.decoding)
+        leg.prefilled_mark = member.prefilled_tokens
+        self._first_byte.discard(leg.id)
+        if request.stream:
+            member.ttft.add(now_s - leg.dispatched_s)
+            self._counters[request.model].ttft.add(now_s - request.arrived_s)
+
+    def _leg_progressed(self, fact: LegProgressed, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
+        leg = self._legs.get(fact.leg)
+        if leg is not None and leg.first_byte_s is not None:
+            self._progress.touch(leg.id, leg, now_s)
+
+    def _leg_finished(self, fact: LegFinished, now_s: float, effects: list[Effect]) -> None:
+        leg = self._legs.get(fact.leg)
+        if leg is None:
+            return
+        if leg.first_byte_s is None:
+            self._first_byte_came(leg, now_s)
+        assert leg.first_byte_s is not None
+        batch_at_end = len(leg.member.decoding)
+        self._close_leg(leg, finished=True)
+        leg.member.succeeded()
+        refused = fact.status >= 400
+        if fact.usage is not None and not refused:
+            self._counters[leg.exchange.request.model].count_usage(fact.usage, now_s - leg.first_byte_s)
+        self._learning.finished(leg, None if refused else fact.usage, batch_at_end, now_s)
+        self._end(leg.exchange, Outcome.ENGINE_REFUSED if refused else Outcome.COMPLETED, now_s, effects)
+
+    def _leg_failed(self, fact: LegFailed, now_s: float, effects: list[Effect]) -> None:
+        leg = self._legs.get(fact.leg)
+        if leg is None:
+            return
+        busy = fact.fault is Fault.STATUS and fact.status in BUSY_STATUSES
+        if not busy:
+            leg.member.failed_leg(now_s)
+        self._close_leg(leg)
+        what = (
+            f"the engine answered {fact.status}" if fact.fault is Fault.STATUS else f"{fact.fault.value}: {fact.detail}"
+        )
+        if leg.first_byte_s is not None:
+            self._break(
+                leg.exchange, Outcome.STREAM_BROKEN, f"the engine failed while it answered ({what})", now_s, effects
+            )
+        else:
+            self._try_again(leg, what, now_s, effects, status=503 if busy else 502)
+
+    def _try_again(self, leg: Leg, what: str, now_s: float, effects: list[Effect], *, status: int) -> None:
+        """Place the exchange elsewhere if attempts and budget allow, else answer with what went wrong."""
+        exchange = leg.exchange
+        exchange.tried.append(leg.member.endpoint.name)
+        if (
+            exchange.attempts < self._retry.attempts
+            and self._budget.try_retry(now_s)
+            and self._place(exchange, now_s, effects)
+        ):
+            self._retries += 1
+            return
+        message = f"the engine failed before its answer began ({what}); attempts: {exchange.attempts}"
+        self._answer(exchange, status, Outcome.ENGINE_FAILED, message, now_s, effects)
+
+    def _close_leg(self, leg: Leg, *, finished: bool = False) -> None:
+        """Forget a leg: the counterpart of what `_place` has noted."""
+        del self._legs[leg.id]
+        self._first_byte.discard(leg.id)
+        self._progress.discard(leg.id)
+        leg.exchange.leg = None
+        member = leg.member
+        member.end(leg)
+        if not finished:
+            self._learning.cut_short(leg)
+        if member.gone and not member.prefilling and not member.decoding:
+            self._members.pop(member.endpoint.name, None)
+
+    def _cancel_leg(self, exchange: Exchange, effects: list[Effect]) -> Leg | None:
+        leg = exchange.leg
+        if leg is not None:
+            effects.append(CancelLeg(exchange.request.id, leg.id))
+            self._close_leg(leg)
+        return leg
+
+    # -- ends
+
+    def _answer(
+        self, exchange: Exchange, status: int, outcome: Outcome, message: str, now_s: float, effects: list[Effect]
+    ) -> None:
+        """End an exchange whose answer has not begun."""
+        retry_after_s = 1.0 if status == 503 else None
+        effects.append(
+            Answer(
+                request_id=exchange.request.id,
+                status=status,
+                outcome=outcome,
+                message=message,
+                code=outcome.value.replace("-", "_"),
+                retry_after_s=retry_after_s,
+            )
+        )
+        self._end(exchange, outcome, now_s, effects)
+
+    def _break(self, exchange: Exchange, outcome: Outcome, message: str, now_s: float, effects: list[Effect]) -> None:
+        """End an exchange whose answer has begun."""
+        effects.append(
+            BreakStream(
+                request_id=exchange.request.id, outcome=outcome, message=message, code=outcome.value.replace("-", "_")
+            )
+        )
+        self._end(exchange, outcome, now_s, effects)
+
+    def _cut(self, exchange: Exchange, outcome: Outcome, message: str, now_s: float, effects: list[Effect]) -> None:
+        """End an exchange wherever it stands."""
+        leg = self._cancel_leg(exchange, effects)
+        if leg is not None and leg.first_byte_s is not None:
+            self._break(exchange, outcome, message, now_s, effects)
+        else:
+            status = 503 if outcome is Outcome.SHUTTING_DOWN else 504
+            self._answer(exchange, status, outcome, message, now_s, effects)
+
+    def _end(self, exchange: Exchange, outcome: Outcome, now_s: float, effects: list[Effect]) -> None:
+        request = exchange.request
+        del self._exchanges[request.id]
+        self._total.discard(request.id)
+        counters = self._counters[request.model]
+        counters.running -= 1
+        counters.outcomes[outcome] = counters.outcomes.get(outcome, 0) + 1
+        counters.e2e.add(now_s - request.arrived_s)
+        effects.append(_ended(request, outcome, now_s, exchange.attempts))
+
+    # -- time
+
+    def _timer_due(self, fact: TimerDue, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
+        self._wake_s = NEVER
+        for leg in [*self._first_byte.take_due(now_s), *self._progress.take_due(now_s)]:
+            leg.member.failed_leg(now_s)
+            what = "begin its answer" if leg.first_byte_s is None else "go on with its answer"
+            self._cut(leg.exchange, Outcome.ENGINE_TIMEOUT, f"the engine did not {what} in time", now_s, effects)
+        for exchange in self._total.take_due(now_s):
+            self._cut(
+                exchange, Outcome.ENGINE_TIMEOUT, "the request took longer than this gateway allows", now_s, effects
+            )
+        if self._drain_s is not None and now_s >= self._drain_s:
+            self._drain_s = NEVER
+            for exchange in list(self._exchanges.values()):
+                self._cut(exchange, Outcome.SHUTTING_DOWN, "this gateway is shutting down", now_s, effects)
+        due_s = min(self._first_byte.due_s(), self._progress.due_s(), self._total.due_s())
+        self._wake_by(due_s if self._drain_s is None else min(due_s, self._drain_s), effects)
+
+    def _drain(self, fact: Drain, now_s: float, effects: list[Effect]) -> None:
+        self._drain_s = max(fact.deadline_s, now_s)
+        self._wake_by(self._drain_s, effects)
+
+    def _wake_by(self, due_s: float, effects: list[Effect]) -> None:
+        """Ask to be woken at `due_s`, unless that is asked for already or earlier."""
+        if due_s < self._wake_s:
+            self._wake_s = due_s
+            effects.append(WakeAt(due_s))
+
+    # -- endpoints
+
+    def _endpoint_seen(self, fact: EndpointSeen, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
+        endpoint = fact.endpoint
+        member = self._members.get(endpoint.name)
+        if member is None:
+            member = self._members[endpoint.name] = Member(endpoint, self._health)
+        elif member.endpoint.address != endpoint.address or member.gone:
+            self._learning.forget(endpoint.name)
+        member.endpoint = endpoint
+        member.gone = False
+        self._counters.setdefault(endpoint.model, ModelCounters())
+        self._regroup()
+
+    def _endpoint_gone(self, fact: EndpointGone, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
+        member = self._members.get(fact.name)
+        if member is None:
+            return
+        member.gone = True
+        self._learning.forget(fact.name)
+        if not member.prefilling and not member.decoding:
+            del self._members[fact.name]
+        self._regroup()
+
+    def _regroup(self) -> None:
+        self._models = {}
+        for member in self._members.values():
+            if not member.gone:
+                self._models.setdefault(member.endpoint.model, []).append(member)
+
+    def _health_checked(self, fact: HealthChecked, now_s: float, effects: list[Effect]) -> None:
+        member = self._members.get(fact.name)
+        if member is None or not member.checked(healthy=fact.healthy):
+            return
+        # It has just become unhealthy: what waits there for a first byte is moved; what streams has its own deadline.
+        self._learning.forget(fact.name)
+        for leg in list(member.prefilling.values()):
+            self._cancel_leg(leg.exchange, effects)
+            self._try_again(leg, "it stopped answering health checks", now_s, effects, status=502)
+
+    def _load_sampled(self, fact: LoadSampled, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
+        member = self._members.get(fact.name)
+        if member is not None:
+            member.sample = fact.sample
+            self._learning.sampled(member.endpoint, fact.sample)
+
+    # -- looking in
+
+    def statistics(self, now_s: float) -> RouterStatistics:
+        """Everything counted, as it is now."""
+        return RouterStatistics(
+            at_s=now_s,
+            endpoints=tuple(member.statistics(now_s) for member in self._members.values()),
+            models={model: counters.snapshot() for model, counters in self._counters.items()},
+            refused=self._refused,
+            retries=self._retries,
+            in_flight=len(self._exchanges),
+            draining=self._drain_s is not None,
+        )
+
+    def check(self) -> None:
+        """Raise InternalError if an invariant does not hold."""
+        for member in self._members.values():
+            member.check()
+        legs = {leg.id: leg for m in self._members.values() for leg in (*m.prefilling.values(), *m.decoding.values())}
+        if legs != self._legs:
+            raise InternalError("the endpoints' legs are not the router's")
+        if set(legs.values()) != {e.leg for e in self._exchanges.values()}:
+            raise InternalError("not every exchange has exactly one leg")
+        running = sum(counters.running for counters in self._counters.values())
+        if running != len(self._exchanges) or running != len(self._total):
+            raise InternalError(f"{running} requests are counted as running, {len(self._exchanges)} are")
+        if len(self._progress) + len(self._first_byte) > len(legs):
+            raise InternalError("a deadline outlives its leg")
+        self._index.check()
+
+
+def _ended(request: Request, outcome: Outcome, now_s: float, attempts: int = 0) -> Ended:
+    return Ended(request_id=request.id, outcome=outcome, attempts=attempts, e2e_s=now_s - request.arrived_s)

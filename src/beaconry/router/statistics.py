@@ -1,0 +1,172 @@
+"""What the router has counted: histograms that cost a bisection each, and frozen snapshots for metrics, live view and tests."""
+
+from bisect import bisect_left
+
+from msgspec import Struct
+
+from beaconry.values.endpoint import Endpoint, LoadSample
+from beaconry.values.outcome import Outcome
+from beaconry.values.request import Usage
+
+LATENCY_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1800, 3600)
+"""llm-d's request buckets, 5 ms to an hour."""
+ITL_BOUNDS_S = (
+    0.0005,
+    0.00205,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.125,
+    0.15,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.6,
+    0.8,
+    1,
+    2,
+)
+"""llm-d's TPOT buckets."""
+TOKEN_BOUNDS = tuple(float(1 << i) for i in range(21))
+"""Powers of two to a million tokens."""
+
+
+class Distribution(Struct, frozen=True, kw_only=True):
+    """A histogram's content: `counts[i]` values up to `bounds[i]`, one more for those beyond."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    total: float
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return sum(self.counts)
+
+    def quantile(self, q: float) -> float | None:
+        """Interpolated within its bucket, None without values."""
+        rank, below = q * self.count, 0
+        if not self.count:
+            return None
+        for index, count in enumerate(self.counts):
+            if below + count >= rank and count:
+                low = self.bounds[index - 1] if index else 0.0
+                high = self.bounds[min(index, len(self.bounds) - 1)]
+                return low + (high - low) * (rank - below) / count
+            below += count
+        return self.bounds[-1]
+
+
+class Histogram:
+    """Counts values into buckets."""
+
+    __slots__ = ("_bounds", "_counts", "_total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._total = 0.0
+
+    def add(self, value: float) -> None:
+        """Count one value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._total += value
+
+    def snapshot(self) -> Distribution:
+        """As it is now."""
+        return Distribution(bounds=self._bounds, counts=tuple(self._counts), total=self._total)
+
+
+class EndpointStatistics(Struct, frozen=True, kw_only=True):
+    """One endpoint at one moment."""
+
+    endpoint: Endpoint
+    state: str
+    """ready | draining | ejected | probing | unhealthy."""
+    prefilling: int
+    prefill_tokens: int
+    decoding: int
+    context_tokens: int
+    sample: LoadSample | None
+    dispatched: int
+    """Legs sent here, ever; likewise all below."""
+    failed: int
+    prompt_tokens: int
+    cached_tokens: int
+    predicted_cached_tokens: int
+    """What the index believed cached, of legs whose engine reported it: beside `cached_tokens` it tells how true the index is."""
+    output_tokens: int
+    ttft: Distribution
+
+
+class ModelStatistics(Struct, frozen=True, kw_only=True):
+    """One model's requests so far."""
+
+    outcomes: dict[Outcome, int]
+    running: int
+    ttft: Distribution
+    """Arrival to first byte, streams only."""
+    itl: Distribution
+    """Mean gap between output tokens, one value per stream."""
+    e2e: Distribution
+    input_tokens: Distribution
+    output_tokens: Distribution
+    cached_tokens: Distribution
+
+
+class RouterStatistics(Struct, frozen=True, kw_only=True):
+    """Everything the router counts, at one moment."""
+
+    at_s: float
+    """That moment, by the router's clock: ages of samples count from here."""
+    endpoints: tuple[EndpointStatistics, ...]
+    models: dict[str, ModelStatistics]
+    refused: int
+    """Requests that never reached a model: malformed, too large, unknown model."""
+    retries: int
+    in_flight: int
+    draining: bool
+
+
+class ModelCounters:
+    """The counters behind ModelStatistics."""
+
+    __slots__ = ("cached_tokens", "e2e", "input_tokens", "itl", "outcomes", "output_tokens", "running", "ttft")
+
+    def __init__(self) -> None:
+        self.outcomes: dict[Outcome, int] = {}
+        self.running = 0
+        """Requests admitted and not ended."""
+        self.ttft = Histogram(LATENCY_BOUNDS_S)
+        self.itl = Histogram(ITL_BOUNDS_S)
+        self.e2e = Histogram(LATENCY_BOUNDS_S)
+        self.input_tokens = Histogram(TOKEN_BOUNDS)
+        self.output_tokens = Histogram(TOKEN_BOUNDS)
+        self.cached_tokens = Histogram(TOKEN_BOUNDS)
+
+    def count_usage(self, usage: Usage, decode_s: float) -> None:
+        """Count a completed request's tokens, and its mean inter-token time if it was a stream (`decode_s` above 0)."""
+        self.input_tokens.add(usage.prompt_tokens)
+        self.output_tokens.add(usage.completion_tokens)
+        if usage.cached_tokens is not None:
+            self.cached_tokens.add(usage.cached_tokens)
+        if decode_s > 0 and usage.completion_tokens > 1:
+            self.itl.add(decode_s / (usage.completion_tokens - 1))
+
+    def snapshot(self) -> ModelStatistics:
+        """As they are now."""
+        return ModelStatistics(
+            outcomes=dict(self.outcomes),
+            running=self.running,
+            ttft=self.ttft.snapshot(),
+            itl=self.itl.snapshot(),
+            e2e=self.e2e.snapshot(),
+            input_tokens=self.input_tokens.snapshot(),
+            output_tokens=self.output_tokens.snapshot(),
+            cached_tokens=self.cached_tokens.snapshot(),
+        )

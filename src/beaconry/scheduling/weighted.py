@@ -1,0 +1,46 @@
+"""Weighted scores: the classic filter, score and pick profile of llm-d, for compatibility and for comparison."""
+
+from collections.abc import Sequence
+from random import Random
+
+from beaconry.plugins.kinds import Picker, PredictorSource, Scorer
+from beaconry.scheduling.pickers import MaxScore
+from beaconry.scheduling.scorers import KvCacheUtilization, PrefixCache, Queue
+from beaconry.values.candidate import Candidate
+from beaconry.values.decision import Ranking
+from beaconry.values.request import Request
+
+
+class Weighted:
+    """Sum of weight x score over the scorers; weights are not normalised, scores are clamped to 0..1."""
+
+    def __init__(self, scorers: Sequence[tuple[str, float, Scorer]], picker: Picker) -> None:
+        """`scorers`: name, weight and scorer of each."""
+        self._terms = tuple(name for name, _, _ in scorers)
+        self._scorers = tuple((weight, scorer) for _, weight, scorer in scorers)
+        self._picker = picker
+
+    def rank(self, request: Request, candidates: Sequence[Candidate], now_s: float, rng: Random) -> Ranking:  # noqa: ARG002
+        """Score, add up, pick. Totals are negated, so that the least is the best."""
+        columns = []
+        for weight, scorer in self._scorers:
+            scores = scorer.score(request, candidates)
+            columns.append([-weight * min(max(score, 0.0), 1.0) for score in scores])
+        rows = list(zip(*columns, strict=True))
+        totals = [sum(row) for row in rows]
+        winner = self._picker.pick(totals, rng)
+        return Ranking(winner=winner, totals=totals, terms=self._terms, rows=rows, why="best weighted score")
+
+
+class LlmDWeighted(Weighted):
+    """llm-d's default without a configuration: queue 2, KV cache 2, prefix 3, best score."""
+
+    def __init__(self, predictor: PredictorSource) -> None:  # noqa: ARG002 policies share one constructor
+        super().__init__(
+            [
+                ("queue-scorer", 2.0, Queue()),
+                ("kv-cache-utilization-scorer", 2.0, KvCacheUtilization()),
+                ("prefix-cache-scorer", 3.0, PrefixCache()),
+            ],
+            MaxScore(),
+        )

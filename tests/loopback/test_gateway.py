@@ -1,0 +1,414 @@
+"""The gateway before engines that are well, slow, broken or lying."""
+
+import asyncio
+import json
+
+import pytest
+
+from beaconry.config.gateway import Access, Deadlines, Limits, Retry
+from tests.loopback.fake_engine import (
+    DONE,
+    SSE_HEAD,
+    USAGE_EVENT,
+    FakeEngine,
+    Got,
+    answer_stream,
+    answer_whole,
+    chat,
+    chunk,
+    event,
+    gateway,
+    post,
+    read_reply,
+    run,
+    send,
+    whole,
+)
+
+
+async def fail_500(got: Got, writer: asyncio.StreamWriter) -> None:
+    writer.write(whole(status=500))
+
+
+async def hang(got: Got, writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(3600)
+
+
+async def reset(got: Got, writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+
+
+async def head_then_reset(got: Got, writer: asyncio.StreamWriter) -> None:
+    writer.write(SSE_HEAD)
+    await writer.drain()
+    await asyncio.sleep(0.02)
+    writer.transport.abort()
+
+
+async def garbage(got: Got, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"this is not HTTP\r\n\r\n")
+
+
+async def shutting_down(got: Got, writer: asyncio.StreamWriter) -> None:
+    body = b'{"choices":[{"message":{"content":""},"finish_reason":"abort"}]}'
+    writer.write(
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    )
+
+
+async def break_off(got: Got, writer: asyncio.StreamWriter) -> None:
+    writer.write(SSE_HEAD + chunk(event("a")))
+    await writer.drain()
+    await asyncio.sleep(0.05)
+    writer.transport.abort()
+
+
+def outcomes(running: object) -> dict[str, int]:
+    return {k.value: v for k, v in running.statistics().models["m"].outcomes.items()}
+
+
+def test_a_whole_answer_passes():
+    async def main():
+        engine = FakeEngine()
+        async with gateway(engine) as running:
+            reply = await send(running.port, post(chat()))
+            assert (reply.status, reply.json()["choices"][0]["message"]["content"]) == (200, "hi")
+            assert json.loads(engine.requests[0].body) == chat()
+            assert outcomes(running) == {"completed": 1}
+
+    run(main)
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_stream_passes_byte_exact_and_its_usage_is_known_either_way(asks: bool):
+    async def main():
+        engine = FakeEngine(answer_stream)
+        options = {"stream_options": {"include_usage": True}} if asks else {}
+        async with gateway(engine) as running:
+            reply = await send(running.port, post(chat(stream=True, **options)))
+            assert reply.body == event("a") + event("b") + (USAGE_EVENT if asks else b"") + DONE
+            endpoint = running.statistics().endpoints[0]
+            assert (endpoint.prompt_tokens, endpoint.output_tokens) == (5, 2)
+
+    run(main)
+
+
+def test_requests_go_round_and_connections_are_kept():
+    async def main():
+        engines = [FakeEngine(), FakeEngine()]
+        async with gateway(*engines) as running:
+            reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+            for _ in range(8):
+                writer.write(post(chat()))
+                assert (await read_reply(reader)).status == 200
+            assert [len(e.requests) for e in engines] == [4, 4]
+            writer.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("broken", [fail_500, reset, head_then_reset, garbage, shutting_down])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_failure_before_the_first_byte_is_invisible_to_the_client(broken: object, stream: bool):
+    async def main():
+        async with gateway(FakeEngine(broken), FakeEngine(answer_stream if stream else answer_whole)) as running:
+            replies = await asyncio.gather(*(send(running.port, post(chat(stream=stream))) for _ in range(6)))
+            assert [r.status for r in replies] == [200] * 6
+            assert all(r.complete for r in replies)
+            assert outcomes(running) == {"completed": 6}
+
+    run(main)
+
+
+def test_a_refused_connection_is_tried_elsewhere():
+    async def main():
+        gone = FakeEngine()
+        async with gateway(gone) as first:
+            port = gone.port
+            del first
+        good = FakeEngine()
+        async with gateway(good) as running:
+            from beaconry.router.facts import EndpointSeen
+            from beaconry.values.endpoint import Endpoint
+
+            running.tell(EndpointSeen(Endpoint(name="gone", host="127.0.0.1", port=port, model="m")))
+            for _ in range(4):
+                assert (await send(running.port, post(chat()))).status == 200
+
+    run(main)
+
+
+def test_when_every_engine_fails_the_client_gets_one_502():
+    async def main():
+        async with gateway(FakeEngine(fail_500), FakeEngine(reset)) as running:
+            reply = await send(running.port, post(chat()))
+            assert reply.status == 502
+            assert reply.json()["error"]["type"] == "server_error"
+            assert outcomes(running) == {"engine-failed": 1}
+
+    run(main)
+
+
+def test_a_failure_after_the_first_byte_ends_the_stream_with_an_error_event():
+    async def main():
+        engine = FakeEngine(break_off)
+        async with gateway(engine) as running:
+            reply = await send(running.port, post(chat(stream=True)))
+            first, second = reply.body.split(b"\n\n")[:2]
+            assert first + b"\n\n" == event("a")
+            assert json.loads(second.removeprefix(b"data: "))["error"]["code"] == "stream_broken"
+            assert DONE not in reply.body
+            assert outcomes(running) == {"stream-broken": 1}
+
+    run(main)
+
+
+def test_a_whole_answer_cut_short_does_not_look_complete():
+    async def cut(got: Got, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.transport.abort()
+
+    async def main():
+        async with gateway(FakeEngine(cut)) as running:
+            reply = await send(running.port, post(chat()))
+            assert not reply.complete
+
+    run(main)
+
+
+def test_an_engines_refusal_is_passed_on():
+    async def refuse(got: Got, writer: asyncio.StreamWriter) -> None:
+        writer.write(whole("too long", status=400))
+
+    async def main():
+        async with gateway(FakeEngine(refuse)) as running:
+            assert (await send(running.port, post(chat()))).status == 400
+            assert outcomes(running) == {"engine-refused": 1}
+
+    run(main)
+
+
+def test_an_engine_that_closes_idle_connections_costs_nobody_a_request():
+    async def once(got: Got, writer: asyncio.StreamWriter) -> None:
+        writer.write(whole())
+        await writer.drain()
+        writer.close()
+
+    async def main():
+        async with gateway(FakeEngine(once), retry=Retry(attempts=1)) as running:
+            for _ in range(20):
+                assert (await send(running.port, post(chat()))).status == 200
+
+    run(main)
+
+
+def test_a_client_that_leaves_ends_the_engines_work_at_once():
+    async def main():
+        engine = FakeEngine(hang)
+        async with gateway(engine) as running:
+            _, writer = await asyncio.open_connection("127.0.0.1", running.port)
+            writer.write(post(chat(stream=True)))
+            while not engine.requests:
+                await asyncio.sleep(0.01)
+            writer.transport.abort()
+            while outcomes(running) != {"client-gone": 1}:
+                await asyncio.sleep(0.01)
+
+    run(main)
+
+
+def test_an_engine_without_first_byte_ends_with_504():
+    async def main():
+        async with gateway(FakeEngine(hang), deadlines=Deadlines(first_byte_s=0.1)) as running:
+            reply = await send(running.port, post(chat(stream=True)))
+            assert reply.status == 504
+            assert outcomes(running) == {"engine-timeout": 1}
+
+    run(main)
+
+
+def test_a_stream_that_stalls_is_ended():
+    async def stall(got: Got, writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE_HEAD + chunk(event("a")))
+        await writer.drain()
+        await asyncio.sleep(3600)
+
+    async def main():
+        async with gateway(FakeEngine(stall), deadlines=Deadlines(idle_s=0.1)) as running:
+            reply = await send(running.port, post(chat(stream=True)))
+            assert b"engine_timeout" in reply.body
+
+    run(main)
+
+
+def test_requests_waiting_on_a_hung_engine_move_when_it_fails_its_health_checks():
+    async def main():
+        hung = FakeEngine(hang)
+        async with gateway(hung, FakeEngine()) as running:
+            pending = [asyncio.ensure_future(send(running.port, post(chat()))) for _ in range(6)]
+            await asyncio.sleep(0.1)
+            hung.healthy = False
+            assert [r.status for r in await asyncio.gather(*pending)] == [200] * 6
+
+    run(main)
+
+
+def test_a_slow_client_slows_the_engine_down_not_the_gateway_s_memory():
+    sent = 0
+
+    async def pour(got: Got, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(SSE_HEAD)
+        for _ in range(4000):
+            writer.write(chunk(b"data: " + b"x" * 16_384 + b"\n\n"))
+            sent += 16_384
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+
+    async def main():
+        async with gateway(FakeEngine(pour)) as running:
+            reader, writer = await asyncio.open_connection("127.0.0.1", running.port, limit=4096)
+            writer.write(post(chat(stream=True)))
+            await reader.readuntil(b"\r\n\r\n")
+            last = -1
+            while last != sent:
+                last = sent
+                await asyncio.sleep(0.2)
+            assert sent < 4000 * 16_384 / 2
+            total = 0
+            while total < 4000 * 16_384:
+                total += len(await reader.read(1 << 20))
+            writer.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("payload", "status", "code"),
+    [
+        (post(b"{"), 400, "invalid_json"),
+        (post({"messages": []}), 400, "invalid_type"),
+        (post(chat(model="nobody")), 404, "model_not_found"),
+        (post(chat(), path="/sleep"), 404, "unknown_path"),
+        (post(chat(), path="/v1/../sleep"), 404, "unknown_path"),
+        (post(chat(), path="/v1/%2e%2e/sleep"), 404, "unknown_path"),
+        (post(chat(), path="//v1/chat/completions"), 404, "unknown_path"),
+        (post(chat(), path="/v1/load_lora_adapter"), 404, "unknown_path"),
+        (post(chat(), headers="content-type: multipart/form-data; boundary=x\r\n"), 415, "unsupported_media_type"),
+        (b"GET /sleep HTTP/1.1\r\nhost: x\r\n\r\n", 404, "unknown_path"),
+        (b"DELETE /v1/models HTTP/1.1\r\nhost: x\r\n\r\n", 405, "method_not_allowed"),
+    ],
+)
+def test_what_no_engine_should_see_is_refused_in_openais_form(payload: bytes, status: int, code: str):
+    async def main():
+        engine = FakeEngine()
+        async with gateway(engine) as running:
+            reply = await send(running.port, payload)
+            assert (reply.status, reply.json()["error"]["code"]) == (status, code)
+            assert engine.requests == []
+
+    run(main)
+
+
+def test_other_v1_paths_are_passed_on_by_model():
+    async def main():
+        engine = FakeEngine()
+        async with gateway(engine) as running:
+            assert (await send(running.port, post({"model": "m", "query": "q"}, path="/v1/rerank?x=1"))).status == 200
+            assert engine.requests[0].target == "/v1/rerank?x=1"
+
+    run(main)
+
+
+def test_internal_headers_do_not_pass_and_authorization_does():
+    async def main():
+        engine = FakeEngine()
+        async with gateway(engine) as running:
+            await send(
+                running.port,
+                post(chat(), headers="x-data-parallel-rank: 1\r\nauthorization: Bearer k\r\nx-request-id: mine\r\n"),
+            )
+            headers = engine.requests[0].headers
+            assert "x-data-parallel-rank" not in headers
+            assert (headers["authorization"], headers["x-request-id"]) == ("Bearer k", "mine")
+
+    run(main)
+
+
+def test_models_are_listed_once_each():
+    async def main():
+        async with gateway(FakeEngine(), FakeEngine()) as running:
+            reply = await send(running.port, b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert [card["id"] for card in reply.json()["data"]] == ["m"]
+
+    run(main)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_decision_is_shown_only_where_enabled_and_asked_for(enabled: bool):
+    async def main():
+        access = Access(debug_headers=enabled)
+        async with gateway(FakeEngine(), access=access, policy="expected-cost") as running:
+            asked = await send(running.port, post(chat(), headers="x-beaconry-debug: 1\r\n"))
+            plain = await send(running.port, post(chat()))
+            assert ("x-beaconry-endpoint" in asked.headers) == enabled
+            assert "x-beaconry-endpoint" not in plain.headers
+
+    run(main)
+
+
+def test_the_access_log_has_one_line_per_request_and_no_prompt(tmp_path: object):
+    path = tmp_path / "access.log"
+
+    async def main():
+        async with gateway(FakeEngine(), access=Access(log=str(path))) as running:
+            await send(running.port, post(chat()))
+            await send(running.port, post(chat(model="nobody")))
+
+    run(main)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["outcome"] for line in lines] == ["completed", "refused"]
+    assert (lines[0]["prompt_tokens"], lines[0]["endpoint"], lines[0]["status"]) == (5, "e0", 200)
+    assert "hello" not in path.read_text()
+
+
+def test_a_body_over_the_limit_is_refused():
+    async def main():
+        async with gateway(FakeEngine(), limits=Limits(body_bytes=100)) as running:
+            assert (await send(running.port, post(chat(user="x" * 200)))).status == 413
+
+    run(main)
+
+
+def test_metrics_tell_what_happened():
+    async def main():
+        async with gateway(FakeEngine()) as running:
+            await send(running.port, post(chat()))
+            text = (await send(running.port, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")).body.decode()
+            assert 'beaconry_requests_total{model="m",outcome="completed"} 1.0' in text
+            assert "llm_d_epp_request_total" in text
+
+    run(main)
+
+
+def test_stopping_finishes_what_runs_and_refuses_what_comes():
+    async def slow(got: Got, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.3)
+        writer.write(whole())
+
+    async def main():
+        async with gateway(FakeEngine(slow)) as running:
+            pending = asyncio.ensure_future(send(running.port, post(chat())))
+            await asyncio.sleep(0.1)
+            stopping = asyncio.ensure_future(running.stop(5.0))
+            assert (await pending).status == 200
+            await stopping
+            running.stop = _nothing
+
+    run(main)
+
+
+async def _nothing(grace_s: float) -> None:
+    """The test has stopped the gateway itself."""

@@ -1,0 +1,287 @@
+"""The engine against a naive one that walks over every running sequence and every physical block, token by token, as vLLM does."""
+
+from collections import Counter
+
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from beaconry.engine_model.engine import Engine
+from beaconry.engine_model.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
+from beaconry.engine_model.sequence import Phase, Sequence
+from beaconry.engine_model.values import EngineSettings
+
+SETTINGS = EngineSettings(num_blocks=14, block_tokens=4, max_num_seqs=4, max_num_batched_tokens=12)
+
+
+class RecordingStepTime:
+    """Remembers what it was asked for; a step takes as many seconds as it computes tokens."""
+
+    def __init__(self):
+        self.load = None
+
+    def seconds(self, sequences, context, prefill, attended):
+        self.load = (sequences, context, prefill, attended)
+        return float(sequences + prefill)
+
+
+class Block:
+    def __init__(self):
+        self.hash = None
+        self.holders = 0
+
+
+class NaiveSequence:
+    def __init__(self, name, prompt_tokens, output_tokens, hashes):
+        self.id, self.prompt_tokens, self.output_tokens, self.hashes = name, prompt_tokens, output_tokens, hashes
+        self.generated = self.computed = self.preemptions = self.scheduled = 0
+        self.cached = None
+        self.decoding = False  # its next token needs no prompt token beside its last one
+        self.blocks = []
+
+    @property
+    def tokens(self):
+        return self.prompt_tokens + self.generated
+
+
+class NaiveEngine:
+    """vLLM's scheduler and block pool, word for word where it matters: free queue, first-come-first-served, no shortcuts."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.queue = [Block() for _ in range(settings.num_blocks)]  # free blocks, next to be used first
+        self.cached = {}  # hash -> blocks with it, oldest first
+        self.events = []
+        self.waiting, self.running = [], []
+        self.load = None
+        self.preempted = []
+
+    def submit(self, sequence):
+        self.waiting.append(sequence)
+
+    def abort(self, name):
+        for place in (self.waiting, self.running):
+            for sequence in [s for s in place if s.id == name]:
+                place.remove(sequence)
+                self.free(sequence)
+
+    def free(self, sequence):
+        blank, full = [], []
+        for block in reversed(sequence.blocks):
+            block.holders -= 1
+            if block.holders == 0:
+                (full if block.hash is not None else blank).append(block)
+        self.queue = blank + self.queue + full
+        sequence.blocks = []
+
+    def new_block(self):
+        block = self.queue.pop(0)
+        if block.hash is not None:
+            self.cached[block.hash].remove(block)
+            if not self.cached[block.hash]:
+                del self.cached[block.hash]
+            self.events.append(BlockRemoved(block_hash=block.hash))
+            block.hash = None
+        block.holders = 1
+        return block
+
+    def allocate(self, sequence, tokens, hit=()):
+        size = self.settings.block_tokens
+        needed = -(-tokens // size) - len(sequence.blocks) - len(hit)
+        if needed + sum(1 for block in hit if block.holders == 0) > len(self.queue):
+            return False
+        for block in hit:
+            if block.holders == 0:
+                self.queue.remove(block)
+            block.holders += 1
+        sequence.blocks += hit
+        sequence.blocks += [self.new_block() for _ in range(needed)]
+        stored = []
+        for index in range(min(tokens // size, len(sequence.hashes))):
+            block = sequence.blocks[index]
+            if block.hash is None:
+                block.hash = sequence.hashes[index]
+                self.cached.setdefault(block.hash, []).append(block)
+                stored.append(index)
+        if stored:
+            self.events.append(
+                BlockStored(
+                    block_hashes=tuple(sequence.hashes[i] for i in stored),
+                    parent_hash=sequence.hashes[stored[0] - 1] if stored[0] else None,
+                    token_ids=(),
+                    block_tokens=size,
+                )
+            )
+        return True
+
+    def begin(self):
+        budget = self.settings.max_num_batched_tokens
+        self.preempted = []
+        self.load = [0, 0, 0, 0.0]
+        for sequence in self.running:
+            sequence.scheduled = 0
+        index = 0
+        while index < len(self.running) and budget > 0:
+            sequence = self.running[index]
+            chunk = min(sequence.tokens - sequence.computed, budget)
+            while not self.allocate(sequence, sequence.computed + chunk):
+                victim = self.running.pop()
+                self.free(victim)
+                victim.computed = 0
+                victim.decoding = False
+                victim.preemptions += 1
+                self.waiting.insert(0, victim)
+                self.preempted.append(victim.id)
+                if victim is sequence:
+                    break
+            if sequence in self.waiting:
+                break
+            self.schedule(sequence, chunk)
+            budget -= chunk
+            index += 1
+        while not self.preempted and self.waiting and budget > 0 and len(self.running) < self.settings.max_num_seqs:
+            sequence = self.waiting[0]
+            hit = []
+            for block_hash in sequence.hashes[: (sequence.tokens - 1) // self.settings.block_tokens]:
+                if block_hash not in self.cached:
+                    break
+                hit.append(self.cached[block_hash][0])
+            idle = sum(1 for block in hit if block.holders == 0)
+            needed = -(-sequence.tokens // self.settings.block_tokens) - len(hit)
+            if needed + idle > len(self.queue):
+                break
+            cached = len(hit) * self.settings.block_tokens
+            chunk = min(sequence.tokens - cached, budget)
+            assert self.allocate(sequence, cached + chunk, hit)
+            self.running.append(self.waiting.pop(0))
+            sequence.computed = cached
+            if sequence.cached is None:
+                sequence.cached = cached
+            self.schedule(sequence, chunk)
+            budget -= chunk
+
+    def schedule(self, sequence, chunk):
+        sequence.scheduled = chunk
+        if sequence.decoding:
+            self.load[0] += 1
+            self.load[1] += sequence.computed
+        else:
+            self.load[2] += chunk
+            self.load[3] += chunk * (sequence.computed + 0.5 * chunk)
+            sequence.decoding = sequence.computed + chunk == sequence.tokens
+
+    def finish(self):
+        finished = []
+        for sequence in list(self.running):
+            sequence.computed += sequence.scheduled
+            if sequence.scheduled and sequence.computed == sequence.tokens:
+                sequence.generated += 1
+                if sequence.generated == sequence.output_tokens:
+                    finished.append(sequence.id)
+                    self.running.remove(sequence)
+                    self.free(sequence)
+            sequence.scheduled = 0
+        return finished
+
+
+class EngineMachine(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.timer = RecordingStepTime()
+        self.engine = Engine(SETTINGS, self.timer, record_events=True)
+        self.naive = NaiveEngine(SETTINGS)
+        self.now_s = 0.0
+        self.pairs = {}
+        self.stepping = False
+
+    @rule(
+        family=st.integers(0, 2),
+        shared=st.integers(0, 6),
+        rest=st.integers(1, 14),
+        output_tokens=st.integers(1, 14),
+        known=st.booleans(),
+    )
+    def submit(self, family, shared, rest, output_tokens, known):
+        name = str(len(self.pairs))
+        size = SETTINGS.block_tokens
+        prompt_tokens = min(shared * size + rest, 40)
+        blocks = (prompt_tokens + output_tokens) // size if known else prompt_tokens // size
+        hashes = [
+            1000 * family + i if i < shared or rest == 4 else 10_000 * (len(self.pairs) + 1) + i for i in range(blocks)
+        ]
+        twin = NaiveSequence(name, prompt_tokens, output_tokens, hashes)
+        self.pairs[name] = (Sequence(name, prompt_tokens, output_tokens, hashes=hashes), twin)
+        self.engine.submit(self.pairs[name][0], self.now_s)
+        self.naive.submit(twin)
+
+    @precondition(lambda self: not self.stepping and not self.engine.idle)
+    @rule(times=st.integers(1, 12))
+    def steps(self, times):
+        for _ in range(times):
+            if not self.engine.idle:
+                self.begin_both()
+                self.finish_both()
+
+    @precondition(lambda self: not self.stepping and not self.engine.idle)
+    @rule()
+    def begin(self):
+        self.begin_both()
+
+    def begin_both(self):
+        duration_s = self.engine.begin_step(self.now_s)
+        self.naive.begin()
+        assert self.timer.load == tuple(self.naive.load)
+        self.now_s += duration_s
+        self.stepping = True
+
+    @precondition(lambda self: self.stepping)
+    @rule()
+    def finish(self):
+        self.finish_both()
+
+    def finish_both(self):
+        result = self.engine.finish_step(self.now_s)
+        assert Counter(s.id for s in result.finished) == Counter(self.naive.finish())
+        assert Counter(s.id for s in result.preempted) == Counter(self.naive.preempted)
+        self.stepping = False
+
+    @precondition(lambda self: self.pairs)
+    @rule(data=st.data())
+    def abort(self, data):
+        name = data.draw(st.sampled_from(sorted(self.pairs)))
+        there = any(s.id == name for s in self.naive.running + self.naive.waiting)
+        assert self.engine.abort(name, self.now_s) == there
+        self.naive.abort(name)
+
+    @invariant()
+    def check(self):
+        self.engine.check()
+        naive = self.naive
+        statistics = self.engine.statistics()
+        assert statistics.running == len(naive.running)
+        assert statistics.waiting == len(naive.waiting)
+        assert statistics.kv_usage == 1.0 - len(naive.queue) / SETTINGS.num_blocks
+        assert statistics.cached_blocks == sum(map(len, naive.cached.values()))
+        assert Counter(self.engine.take_events()) == Counter(naive.events)
+        naive.events = []
+        for sequence, twin in self.pairs.values():
+            assert sequence.cached_tokens == twin.cached
+            assert sequence.preemptions == twin.preemptions
+            if sequence.phase is not Phase.DECODE:
+                assert sequence.generated == twin.generated
+
+    def teardown(self):
+        if self.stepping:
+            self.finish_both()
+        while not self.engine.idle:
+            self.begin_both()
+            self.finish_both()
+        self.check()
+        assert self.engine.statistics().kv_usage == 0.0
+        assert self.engine.reset_prefix_cache()
+        assert self.engine.take_events() == [AllBlocksCleared()]
+        self.engine.check()
+
+
+EngineMachine.TestCase.settings = hypothesis_settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestEngineMachine = EngineMachine.TestCase
