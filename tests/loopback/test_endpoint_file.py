@@ -179,6 +179,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(OperatorError, match=r"none\.yaml: cannot be read: No such file"):
         read_gateway_config(tmp_path / "none.yaml")
     path = tmp_path / "latin.yaml"
-    path.write_bytes(b"\xe4")
-    with pytest.raises(OperatorError, match="cannot be read: it is not UTF-8"):
+    path.write_bytes(b"policy: x\n# \xe4")
+    with pytest.raises(OperatorError, match=r"latin\.yaml:2: is not UTF-8"):
+        read_gateway_config(path)
+    path.write_bytes(b"#" * 2_000_000)
+    with pytest.raises(OperatorError, match="larger than 1048576 bytes"):
         read_gateway_config(path)

@@ -1,124 +1,13 @@
-"""The simulated engine over real sockets: vLLM's interface, the official client, disconnects, faults, the process itself."""
+"""The simulated engine over real sockets: vLLM's interface, the official client, errors."""
 
 import asyncio
-import json
-import signal
-import subprocess
-import sys
-from contextlib import asynccontextmanager
-from functools import wraps
 
 import openai
 import pytest
-import uvloop
-from prometheus_client.parser import text_string_to_metric_families
 
 from beaconry.engine_model.step_time import LinearStepTime
 from beaconry.engine_model.values import EngineSettings
-from beaconry.io.engine_server import EngineOptions, serve_engine
-from beaconry.values.errors import OperatorError
-
-FAST = LinearStepTime(fixed_s=0.0005)
-PATIENCE_S = 20.0
-"""Bound on every wait; reached only when something is broken."""
-
-
-def on_loop(test):
-    """Make an async test one that pytest can run, on the event loop of production."""
-
-    @wraps(test)
-    def run(*args, **kwargs):
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(asyncio.wait_for(test(*args, **kwargs), 2 * PATIENCE_S))
-
-    return run
-
-
-def options(**changes):
-    knobs = {
-        "models": ("tiny", "alias"),
-        "settings": EngineSettings(num_blocks=256),
-        "step_time": FAST,
-        "max_model_len": 2048,
-    }
-    return EngineOptions(**(knobs | changes))
-
-
-@asynccontextmanager
-async def running(**changes):
-    engine, server = await serve_engine(options(**changes), "127.0.0.1", 0)
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            yield engine, server.port
-    finally:
-        await server.abort_all()
-        engine.generation.engine.check()
-
-
-class Reply:
-    def __init__(self, raw):
-        head, _, body = raw.partition(b"\r\n\r\n")
-        lines = head.decode().split("\r\n")
-        self.status = int(lines[0].split()[1])
-        self.headers = dict(line.lower().split(": ", 1) for line in lines[1:])
-        self.body = _dechunk(body) if self.headers.get("transfer-encoding") == "chunked" else body
-
-    @property
-    def json(self):
-        return json.loads(self.body)
-
-    @property
-    def events(self):
-        lines = [line for line in self.body.decode().split("\n\n") if line]
-        assert all(line.startswith("data: ") for line in lines)
-        assert lines[-1] == "data: [DONE]"
-        return [json.loads(line[6:]) for line in lines[:-1]]
-
-
-def _dechunk(data):
-    out = b""
-    while data:
-        size, _, data = data.partition(b"\r\n")
-        count = int(size, 16)
-        out, data = out + data[:count], data[count + 2 :]
-    return out
-
-
-async def start(port, path, body=None, method=None, headers=()):
-    """Send a request; returns the connection's two ends."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-    method = method or ("GET" if body is None else "POST")
-    lines = [f"{method} {path} HTTP/1.1", "host: x", "connection: close", f"content-length: {len(data)}", *headers]
-    writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + data)
-    return reader, writer
-
-
-async def call(port, path, body=None, method=None, headers=()):
-    reader, writer = await start(port, path, body, method, headers)
-    raw = await reader.read()
-    writer.close()
-    return Reply(raw)
-
-
-async def metrics(port):
-    text = (await call(port, "/metrics")).body.decode()
-    return {
-        (sample.name, *sorted(v for k, v in sample.labels.items() if k not in ("engine", "model_name"))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if "le" not in sample.labels
-    }
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.002)
-
-
-CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Tell me a story, please."}]}
-PROMPT = {"model": "tiny", "prompt": "once upon a time", "ignore_eos": True}
-
+from tests.loopback.engine_client import CHAT, PROMPT, call, metrics, on_loop, running, until
 
 # -- the official client
 
@@ -263,6 +152,25 @@ async def test_a_stop_string_ends_the_reply_and_is_cut_off():
             choices = [event["choices"][0] for event in reply.events] if stream else reply.json["choices"]
             assert "".join(choice["text"] for choice in choices) == whole[:end]
             assert (choices[-1]["finish_reason"], choices[-1]["stop_reason"]) == ("stop", stop)
+
+
+@pytest.mark.parametrize("by_priority", [False, True])
+@on_loop
+async def test_priority_counts_only_where_the_policy_is_priority(by_priority):
+    slow = {"settings": EngineSettings(num_blocks=256, max_num_seqs=1), "step_time": LinearStepTime(fixed_s=0.005)}
+    async with running(by_priority=by_priority, **slow) as (engine, port):
+        order = []
+
+        async def ask(name, priority):
+            await call(port, "/v1/completions", PROMPT | {"max_tokens": 10, "priority": priority})
+            order.append(name)
+
+        asks = []
+        for name, priority in (("first", 0), ("later", 5), ("urgent", -5)):
+            asks.append(asyncio.create_task(ask(name, priority)))
+            await until(lambda: engine.generation.open_answers == len(asks))
+        await asyncio.gather(*asks)
+        assert order == (["first", "urgent", "later"] if by_priority else ["first", "later", "urgent"])
 
 
 @on_loop
@@ -411,241 +319,3 @@ async def test_resetting_the_prefix_cache_forgets_everything():
         assert (await call(port, "/reset_prefix_cache", b"")).status == 200
         reply = await call(port, "/v1/completions", body)
         assert reply.json["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
-
-
-# -- clients that leave or read slowly
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@on_loop
-async def test_a_client_that_leaves_frees_its_blocks(stream):
-    async with running(step_time=LinearStepTime(fixed_s=0.005)) as (engine, port):
-        body = PROMPT | {"max_tokens": 2000, "stream": stream, "n": 2}
-        _, writer = await start(port, "/v1/completions", body)
-        await until(lambda: engine.generation.engine.statistics().running == 2)
-        writer.transport.abort()
-        await until(lambda: engine.generation.engine.idle)
-        assert engine.generation.engine.statistics().kv_usage == 0.0
-        assert engine.generation.open_answers == 0
-        assert (await metrics(port))["vllm:request_success_total", "abort"] == 2
-
-
-@on_loop
-async def test_a_client_that_reads_slowly_gets_all_of_it():
-    async with running(settings=EngineSettings(num_blocks=9000), max_model_len=120_000, speed=1000.0) as (engine, port):
-        body = PROMPT | {"max_tokens": 6000, "stream": True, "n": 4}
-        reader, writer = await start(port, "/v1/completions", body)
-        writer.transport.pause_reading()
-        await until(lambda: engine.generation.engine.statistics().generation_tokens == 24_000)
-        assert engine.generation.engine.idle
-        writer.transport.resume_reading()
-        reply = Reply(await reader.read())
-        writer.close()
-        texts = ["", "", "", ""]
-        for event in reply.events:
-            texts[event["choices"][0]["index"]] += event["choices"][0]["text"]
-        assert [len(text) for text in texts] == [24_000] * 4
-
-
-# -- shutting down
-
-
-@on_loop
-async def test_while_it_drains_running_requests_finish_and_new_ones_are_aborted():
-    async with running(step_time=LinearStepTime(fixed_s=0.005)) as (engine, port):
-        running_request = asyncio.create_task(call(port, "/v1/completions", PROMPT | {"max_tokens": 60}))
-        await until(lambda: engine.generation.open_answers)
-        drained = asyncio.create_task(engine.generation.drain(PATIENCE_S))
-        await asyncio.sleep(0)
-        assert (await call(port, "/health")).status == 200
-        whole = (await call(port, "/v1/chat/completions", CHAT)).json
-        assert whole["choices"][0]["finish_reason"] == "abort"
-        assert whole["choices"][0]["message"]["content"] == ""
-        streamed = await call(port, "/v1/completions", PROMPT | {"stream": True})
-        assert [event["choices"][0]["finish_reason"] for event in streamed.events] == ["abort"]
-        assert (await running_request).json["usage"]["completion_tokens"] == 60
-        assert await drained
-
-
-@on_loop
-async def test_a_drain_gives_up_at_its_deadline():
-    async with running(step_time=LinearStepTime(fixed_s=100.0)) as (engine, port):
-        _, writer = await start(port, "/v1/completions", PROMPT)
-        await until(lambda: engine.generation.open_answers)
-        assert not await engine.generation.drain(0.01)
-        writer.transport.abort()
-
-
-# -- faults
-
-
-def fault(**fields):
-    return [f"x-beaconry-fault: {json.dumps(fields)}"]
-
-
-@on_loop
-async def test_a_request_can_be_made_to_fail():
-    async with running() as (_, port):
-        reply = await call(port, "/v1/completions", PROMPT, headers=fault(kind="error"))
-        assert (reply.status, reply.json["error"]["type"]) == (500, "InternalServerError")
-        assert (await call(port, "/v1/completions", PROMPT)).status == 200
-        assert (await call(port, "/v1/completions", PROMPT, headers=["x-beaconry-fault: nonsense"])).status == 400
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@on_loop
-async def test_a_connection_can_be_reset_after_some_tokens(stream):
-    async with running() as (engine, port):
-        body = PROMPT | {"stream": stream, "max_tokens": 50}
-        reader, writer = await start(port, "/v1/completions", body, headers=fault(kind="reset", after_tokens=3))
-        data = b""
-        with pytest.raises(ConnectionResetError):
-            while chunk := await reader.read(1 << 16):
-                data += chunk
-            raise ConnectionResetError  # a reset that arrives as an end of stream
-        writer.close()
-        assert b"[DONE]" not in data
-        assert data.count(b"data: ") <= 3
-        await until(lambda: engine.generation.engine.idle)
-        assert engine.generation.open_answers == 0
-
-
-@on_loop
-async def test_a_slow_first_token_delays_that_request_only():
-    async with running() as (_, port):
-        slow = asyncio.create_task(call(port, "/v1/completions", PROMPT, headers=fault(kind="slow", delay_s=0.3)))
-        assert (await call(port, "/v1/completions", PROMPT)).status == 200
-        assert not slow.done()
-        assert (await slow).status == 200
-
-
-@on_loop
-async def test_a_hanging_request_is_never_answered_and_holds_nothing():
-    async with running() as (engine, port):
-        reader, writer = await start(port, "/v1/completions", PROMPT, headers=fault(kind="hang"))
-        assert (await call(port, "/v1/completions", PROMPT)).status == 200
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(reader.read(1), 0.05)
-        assert engine.generation.engine.idle
-        writer.transport.abort()
-
-
-@on_loop
-async def test_an_engine_that_hangs_answers_nothing_until_it_wakes():
-    async with running(step_time=LinearStepTime(fixed_s=0.002)) as (engine, port):
-        before = asyncio.create_task(call(port, "/v1/completions", PROMPT | {"max_tokens": 20}))
-        await until(lambda: not engine.generation.engine.idle)
-        await call(port, "/fault", {"kind": "hang"})
-        during = asyncio.create_task(call(port, "/health"))
-        steps = engine.generation.engine.statistics().steps
-        await asyncio.sleep(0.05)
-        assert engine.generation.engine.statistics().steps == steps
-        assert not before.done()
-        assert not during.done()
-        assert (await call(port, "/fault", method="DELETE")).status == 200
-        assert (await before).json["usage"]["completion_tokens"] == 20
-        assert (await during).status == 200
-
-
-@on_loop
-async def test_a_fault_of_the_engine_ends_by_itself():
-    async with running() as (_, port):
-        await call(port, "/fault", {"kind": "error", "status": 503, "for_s": 0.2})
-        assert (await call(port, "/v1/completions", PROMPT)).status == 503
-        assert (await call(port, "/health")).status == 200
-        await asyncio.sleep(0.25)
-        assert (await call(port, "/v1/completions", PROMPT)).status == 200
-        await call(port, "/fault", {"kind": "hang", "for_s": 0.1})
-        assert (await call(port, "/health")).status == 200
-
-
-# -- options and the process
-
-
-@pytest.mark.parametrize(
-    "changes", [{"max_model_len": 4097}, {"max_model_len": 1}, {"speed": 0.0}, {"hash_algorithm": "md5"}]
-)
-@on_loop
-async def test_options_that_cannot_work_are_refused(changes):
-    with pytest.raises(OperatorError):
-        await serve_engine(options(**changes), "127.0.0.1", 0)
-
-
-@asynccontextmanager
-async def process(*flags):
-    """`beaconry engine` as a process; yields it and its port."""
-    argv = [sys.executable, "-m", "beaconry", "engine", "--port", "0", "--model", "tiny", *flags]
-    child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            line = await asyncio.to_thread(child.stdout.readline)
-            assert line.startswith("ready http://127.0.0.1:"), child.stderr.read()
-            yield child, int(line.rpartition(":")[2])
-    finally:
-        child.kill()
-        child.communicate()
-
-
-@on_loop
-async def test_the_process_says_ready_and_leaves_with_status_0_on_sigterm_when_its_requests_are_done():
-    async with process("--step-time", "fixed_s=0.01", "--max-num-seqs", "8") as (child, port):
-        request = asyncio.create_task(call(port, "/v1/completions", PROMPT | {"max_tokens": 30}))
-        while (await call(port, "/load")).json["server_load"] == 0:
-            await asyncio.sleep(0.002)
-        child.send_signal(signal.SIGTERM)
-        assert (await request).json["usage"]["completion_tokens"] == 30
-        assert await asyncio.to_thread(child.wait) == 0
-        assert child.stdout.read() == ""
-        assert child.stderr.read() == ""
-
-
-@on_loop
-async def test_a_second_signal_cuts_the_drain_short():
-    async with process("--step-time", "fixed_s=100") as (child, port):
-        reader, writer = await start(port, "/v1/completions", PROMPT)
-        while (await call(port, "/load")).json["server_load"] == 0:
-            await asyncio.sleep(0.002)
-        child.send_signal(signal.SIGTERM)
-        while (await call(port, "/v1/completions", PROMPT | {"max_tokens": 1})).status != 200:
-            await asyncio.sleep(0.002)
-        child.send_signal(signal.SIGINT)
-        assert await asyncio.to_thread(child.wait) == 0
-        writer.close()
-
-
-@on_loop
-async def test_the_process_crashes_on_request_after_some_tokens():
-    async with process() as (child, port):
-        reader, writer = await start(
-            port, "/v1/completions", PROMPT | {"stream": True}, headers=fault(kind="crash", after_tokens=2)
-        )
-        data = b""
-        with pytest.raises(ConnectionError):
-            while chunk := await reader.read(1 << 16):
-                data += chunk
-            raise ConnectionResetError
-        writer.close()
-        assert b"[DONE]" not in data
-        assert await asyncio.to_thread(child.wait) == 70
-    async with process() as (child, port):
-        await call(port, "/fault", {"kind": "crash", "after_tokens": 5})
-        await start(port, "/v1/completions", PROMPT)
-        assert await asyncio.to_thread(child.wait) == 70
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--preset", "x/y"], "no variant"),
-        (["--step-time", "speed=1"], "no 'speed'"),
-        (["--step-time", "fixed_s=much"], "fixed_s"),
-        (["--blocks", "4", "--max-model-len", "100"], "--max-model-len"),
-        (["--max-num-seqs", "9", "--max-num-batched-tokens", "8"], "max_num_batched_tokens"),
-    ],
-)
-def test_flags_that_cannot_work_end_the_process_with_status_2_and_a_reason(flags, words):
-    argv = [sys.executable, "-m", "beaconry", "engine", "--port", "0", *flags]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr

@@ -178,6 +178,43 @@ def test_a_whole_answer_cut_short_does_not_look_complete():
     run(main)
 
 
+def test_a_second_answer_behind_the_first_reaches_nobody():
+    async def twice(got: Got, writer: asyncio.StreamWriter) -> None:
+        writer.write(whole("first") + whole("second"))
+
+    async def main():
+        async with gateway(FakeEngine(twice), FakeEngine()) as running:
+            replies = [await send(running.port, post(chat())) for _ in range(4)]
+            assert [r.json()["choices"][0]["message"]["content"] for r in replies] == ["hi"] * 4
+
+    run(main)
+
+
+def test_a_long_answer_of_unknown_length_is_not_kept_for_its_usage():
+    async def pour(got: Got, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: audio/mpeg\r\ntransfer-encoding: chunked\r\n\r\n")
+        for _ in range(100):
+            writer.write(chunk(b"x" * 65_536))
+            await writer.drain()
+        await asyncio.sleep(3600)
+
+    async def main():
+        async with gateway(FakeEngine(pour)) as running:
+            reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+            writer.write(post(chat(), path="/v1/audio/speech"))
+            await reader.readuntil(b"\r\n\r\n")
+            got = 0
+            while got < 100 * 65_536:
+                got += len(await reader.read(1 << 20))
+            (relay,) = running._driver._relays.values()
+            assert relay._collected is None
+            writer.transport.abort()
+            while running.statistics().in_flight:
+                await asyncio.sleep(0.01)
+
+    run(main)
+
+
 def test_an_engines_refusal_is_passed_on():
     async def refuse(got: Got, writer: asyncio.StreamWriter) -> None:
         writer.write(whole("too long", status=400))

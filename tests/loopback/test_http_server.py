@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -120,6 +121,9 @@ def test_expect_continue_is_answered_before_the_body_comes():
         (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd", 400),
         (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n", 400),
+        (b"POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: " + b"0" * 5000 + b"1\r\n\r\nx", 413),
         (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1e3\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", 400),
@@ -172,6 +176,81 @@ def test_a_header_that_never_ends_is_refused():
         async with serving() as server:
             answer = await talk(server, b"GET / HTTP/1.1\r\nhost: a\r\nx: ", *[b"y" * 30_000] * 4, pause_s=0.02)
             assert answer.startswith(b"HTTP/1.1 431 ")
+
+    run(main)
+
+
+def test_a_trailer_that_never_ends_is_refused():
+    async def main():
+        async with serving() as server:
+            head = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nx: "
+            answer = await talk(server, head, *[b"y" * 30_000] * 4, pause_s=0.02)
+            assert answer.startswith(b"HTTP/1.1 431 ")
+
+    run(main)
+
+
+def test_a_body_in_tiny_chunks_weighs_no_more_than_its_bytes():
+    async def main():
+        async with serving() as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n" + b"2\r\nxy\r\n" * 50_000)
+            while server.buffered_bytes < 100_000:
+                await asyncio.sleep(0.01)
+            (connection,) = server._connections
+            assert sys.getsizeof(connection._body) < 130_000
+            writer.write(b"0\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            assert await reader.readexactly(len("POST / ") + 100_000) == b"POST / " + b"xy" * 50_000
+            writer.close()
+
+    run(main)
+
+
+def test_what_comes_behind_a_last_request_is_not_answered():
+    async def main():
+        async with serving() as server:
+            last = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+            answer = await talk(server, last + b"\x00garbage")
+            assert answer.count(b"HTTP/1.1 ") == 1
+            assert answer.startswith(b"HTTP/1.1 200 ")
+
+    run(main)
+
+
+def test_a_slow_reader_of_a_last_answer_has_the_time_of_a_stalled_write():
+    async def main():
+        def handle(exchange: Exchange) -> None:
+            exchange.keep_alive = False
+            exchange.respond(200, b"x" * 30_000_000)
+
+        async with serving(handle, stalled_write_s=30.0) as server:
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+            writer.write(POST % (0, b""))
+            await asyncio.sleep(0.05)
+            (connection,) = server._connections
+            assert connection.write_paused
+            assert connection.deadline_s > server.now_s() + 20.0
+            writer.transport.abort()
+
+    run(main)
+
+
+def test_a_reader_that_stands_still_is_dropped_however_little_is_left_to_send():
+    async def main():
+        async with serving(stalled_write_s=0.1) as server:
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+            writer.write(POST % (0, b""))
+            await asyncio.sleep(0.05)
+            (connection,) = server._connections
+            while not connection.transport.get_write_buffer_size():
+                connection.transport.write(b"x" * 100_000)
+                await asyncio.sleep(0.001)
+            assert not connection.write_paused
+            connection.deadline_s = 0.0
+            while server.statistics().connections:
+                await asyncio.sleep(0.01)
+            writer.transport.abort()
 
     run(main)
 

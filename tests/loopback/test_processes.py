@@ -15,7 +15,7 @@ import psutil
 import pytest
 import uvloop
 
-from beaconry.io.processes import (
+from beaconry.io.children.supervisor import (
     ProcessCrashed,
     ProcessReady,
     ProcessRestarting,
@@ -313,7 +313,7 @@ def test_processes_end_when_their_supervisor_is_killed_without_warning():
     script = textwrap.dedent("""
         import asyncio, os, sys
         import msgspec
-        from beaconry.io.processes import Supervisor
+        from beaconry.io.children.supervisor import Supervisor
         from beaconry.manifests.processes import EngineProcess
         process = msgspec.json.decode(sys.argv[1], type=EngineProcess)
         supervisor = Supervisor([process], environment=os.environ, on_event=lambda event: print(event, flush=True))

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -104,6 +105,12 @@ def chat(address, content="Hello", **more):
         return answer.status, answer.read()
 
 
+def running(address):
+    with urllib.request.urlopen(f"{address.removesuffix('/v1')}/metrics", timeout=DEADLINE_S) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("beaconry_requests_running{"))
+
+
 def listening(processes):
     return {
         (connection.laddr.ip, connection.laddr.port)
@@ -192,13 +199,37 @@ spec:
 
     client = threading.Thread(target=stream)
     client.start()
-    wait_until(lambda: ", 1 in flight" in "".join(command.lines), "the request does not run")
+    wait_until(lambda: running(address) == 1, "the request does not run")
     command.process.send_signal(signal.SIGINT)
     assert "1 requests finish" in command.until("Stopping")
     assert command.process.poll() is None
     assert command.end(signal.SIGINT) == 0
     client.join(DEADLINE_S)
     assert b"[DONE]" not in endings[0]
+
+
+def test_a_terminal_shows_one_screen_with_every_engine():
+    reading, writing = os.openpty()
+    argv = [sys.executable, "-m", "beaconry", "up", "--port", "0", "--engines", "2"]
+    environment = {**os.environ, "COLUMNS": "120", "TERM": "xterm"}
+    process = subprocess.Popen(argv, stdin=writing, stdout=writing, stderr=writing, env=environment)
+    os.close(writing)
+    seen, asked = b"", False
+    try:
+        while process.poll() is None:
+            assert select.select([reading], [], [], DEADLINE_S)[0], seen.decode()
+            with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
+                seen += os.read(reading, 65_536)
+            if not asked and seen.count(b"engine-1") >= 2:  # drawn twice
+                process.send_signal(signal.SIGINT)
+                asked = True
+    finally:
+        process.kill()
+        process.wait(DEADLINE_S)
+        os.close(reading)
+    assert process.returncode == 0
+    for part in ("Ready in", "2/2 ready", "prefix hits", "no requests yet"):
+        assert part in seen.decode(), part
 
 
 def test_a_taken_port_is_named_with_the_way_out(start):
@@ -248,6 +279,8 @@ spec:
     ("argv", "message"),
     [
         (["up", "/no/such.yaml"], "/no/such.yaml: cannot be read: No such file or directory"),
+        (["up", "--port", "99999"], "'99999' is not a port: 1 to 65535, or 0 for a free one"),
+        (["serve", "--config", "x", "--port", "-1"], "'-1' is not a port"),
         (["up", "--engines", "0"], "--engines 0: at least one is needed"),
         (["serve", "--config", "/no/such.yaml"], "/no/such.yaml: cannot be read: No such file or directory"),
     ],

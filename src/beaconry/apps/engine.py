@@ -8,11 +8,11 @@ import signal
 import msgspec
 import uvloop
 
-from beaconry.engine_model.hashing import ALGORITHMS
 from beaconry.engine_model.presets import variant
 from beaconry.engine_model.step_time import LinearStepTime, StepTime
-from beaconry.io.engine_generation import EngineOptions
-from beaconry.io.engine_server import serve_engine
+from beaconry.io.engine.generation import EngineOptions
+from beaconry.io.engine.server import serve_engine
+from beaconry.values.block_hash import ALGORITHMS
 from beaconry.values.errors import OperatorError
 
 DEFAULT_PRESET = "llama-3.1-8b/h100"
@@ -51,6 +51,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--max-num-batched-tokens", type=int, default=8192, help="token budget of a step (default: %(default)s)")
     add("--max-model-len", type=int, help=f"tokens of prompt and reply (default: {MAX_MODEL_LEN}, or less KV memory)")
     add("--max-num-queued-reqs", type=int, default=16_384, help="waiting sequences at most (default: %(default)s)")
+    add(
+        "--scheduling-policy",
+        choices=("fcfs", "priority"),
+        default="fcfs",
+        help="order of service (default: %(default)s)",
+    )
     add("--no-enable-prefix-caching", action="store_true", help="share no blocks")
     add(
         "--prefix-caching-hash-algo",
@@ -115,6 +121,7 @@ def _options(args: argparse.Namespace) -> EngineOptions:
         speed=args.speed,
         seed=args.seed,
         hash_algorithm=args.prefix_caching_hash_algo,
+        by_priority=args.scheduling_policy == "priority",
         max_queued=args.max_num_queued_reqs,
     )
 

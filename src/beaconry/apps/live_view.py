@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from beaconry.io.processes import ProcessState, ProcessStatistics
+from beaconry.io.children.supervisor import ProcessState, ProcessStatistics
 from beaconry.router.statistics import Distribution, EndpointStatistics, RouterStatistics
 
 if TYPE_CHECKING:  # imported where a screen is drawn: without a terminal it would only delay the start

@@ -21,8 +21,8 @@ from beaconry.apps.assemble import Gateway
 from beaconry.apps.ending import Ending
 from beaconry.apps.live_view import Screen, Watch, plain_line, render, totals
 from beaconry.config.gateway import Listen
-from beaconry.io.child import completed
-from beaconry.io.processes import (
+from beaconry.io.children.child import completed
+from beaconry.io.children.supervisor import (
     ProcessCrashed,
     ProcessEvent,
     ProcessReady,
@@ -181,29 +181,34 @@ class Fleet:
         return f"http://{host}:{self._gateway.port}"
 
     async def _show(self, supervisor: Supervisor) -> None:
-        """Show the fleet until a signal comes. Drawing happens in a thread: a terminal that stands still holds up no stream."""
+        """Show the fleet until a signal comes."""
+        self._look(supervisor)  # rates count from here
         if self._plain:
-            shown: tuple[object, ...] = ()
-            while not await completed(self._ending.asked.wait(), LINE_EVERY_S):
-                screen = self._look(supervisor)
-                current = (screen.fleet.state, screen.fleet.in_flight, screen.totals)
-                if current != shown:  # an idle fleet fills no log
-                    await asyncio.to_thread(say, f"{time.strftime('%H:%M:%S')} {plain_line(screen)}")
-                shown = current
-            return
-        with suppress(OSError):  # the terminal has gone; the fleet goes on until a signal comes
-            await self._draw(supervisor)
+            await self._show_lines(supervisor)
+        else:
+            with suppress(OSError):  # the terminal has gone; the fleet goes on
+                await self._show_screen(supervisor)
         await self._ending.asked.wait()
 
-    async def _draw(self, supervisor: Supervisor) -> None:
+    async def _show_lines(self, supervisor: Supervisor) -> None:
+        shown: tuple[object, ...] = ()
+        while not await completed(self._ending.asked.wait(), LINE_EVERY_S):
+            screen = self._look(supervisor)
+            current = (screen.fleet.state, screen.fleet.in_flight, screen.totals)
+            if current != shown:  # an idle fleet fills no log
+                await asyncio.to_thread(say, f"{time.strftime('%H:%M:%S')} {plain_line(screen)}")
+            shown = current
+
+    async def _show_screen(self, supervisor: Supervisor) -> None:
+        """Drawn in a thread: a terminal that stands still holds up no stream."""
         from rich.live import Live  # noqa: PLC0415  # 50 ms that only a terminal needs
 
         with Live(auto_refresh=False) as live:
-            while True:
+            ended = False
+            while not ended:
                 picture = render(self._look(supervisor), self._address())
                 await asyncio.to_thread(live.update, picture, refresh=True)
-                if await completed(self._ending.asked.wait(), SCREEN_EVERY_S):
-                    return
+                ended = await completed(self._ending.asked.wait(), SCREEN_EVERY_S)
 
     def _look(self, supervisor: Supervisor) -> Screen:
         return self._watch.look(self._gateway.statistics(), supervisor.statistics())

@@ -10,6 +10,7 @@ import uvloop
 
 from beaconry.apps.assemble import Gateway
 from beaconry.apps.ending import Ending
+from beaconry.apps.listen_options import add_listen_options
 from beaconry.config.gateway import GatewayConfig
 from beaconry.io.endpoint_file import EndpointFile, read_gateway_config
 from beaconry.values.errors import OperatorError
@@ -20,8 +21,7 @@ _LOG = logging.getLogger(__name__)
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="gateway configuration, YAML")
-    parser.add_argument("--host", help="instead of listen.host of FILE")
-    parser.add_argument("--port", type=int, help="instead of listen.port of FILE (0: a free one)")
+    add_listen_options(parser, None, None)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from beaconry.apps.listen_options import add_listen_options
 from beaconry.apps.local_fleet import Fleet
 from beaconry.config.gateway import Listen
-from beaconry.config.loading import load_yaml
+from beaconry.io.config_file import read_yaml
 from beaconry.manifests.model_service import Metadata, Model, ModelService, Pool, SimEngine, Spec
 from beaconry.values.errors import OperatorError
 
@@ -20,10 +21,7 @@ DEFAULT_ENGINES = 4
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("spec", nargs="?", metavar="SPEC", help="ModelService YAML file (default: simulated engines)")
-    parser.add_argument("--host", default=Listen().host, help="where clients connect (default: %(default)s)")
-    parser.add_argument(
-        "--port", type=int, default=Listen().port, help="where clients connect (default: %(default)s; 0: a free one)"
-    )
+    add_listen_options(parser, Listen().host, Listen().port)
     parser.add_argument(
         "--engines", type=int, metavar="N", help="replicas of the only pool (default: as in SPEC, or 4)"
     )
@@ -32,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop. 0: stopped; 1: could not start. Raises OperatorError for a bad spec or option."""
-    service = _service(args.spec, args.engines)
+    service = service_of(args.spec, args.engines)
     listen = Listen(host=args.host, port=args.port)
     fleet = Fleet(service, listen, plain=args.plain or not sys.stdout.isatty())
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -58,16 +56,9 @@ def default_service(engines: int = DEFAULT_ENGINES) -> ModelService:
     )
 
 
-def _service(path: str | None, engines: int | None) -> ModelService:
-    if path is None:
-        service = default_service()
-    else:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as fault:
-            reason = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8"
-            raise OperatorError(f"{path}: cannot be read: {reason}") from None
-        service = load_yaml(text, ModelService, path)
+def service_of(path: str | None, engines: int | None) -> ModelService:
+    """The spec of a file, or the default, with `engines` replicas if given. Raises OperatorError."""
+    service = default_service() if path is None else read_yaml(Path(path), ModelService)
     if engines is None:
         return service
     if engines < 1:

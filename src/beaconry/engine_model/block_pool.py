@@ -16,9 +16,9 @@ from collections import OrderedDict
 from collections.abc import Sequence as Sized
 from itertools import count, islice
 
-from beaconry.engine_model.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
 from beaconry.engine_model.sequence import Sequence
 from beaconry.values.errors import InternalError
+from beaconry.values.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
 
 
 class BlockPool:

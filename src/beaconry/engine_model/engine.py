@@ -22,12 +22,12 @@ from random import Random
 
 from beaconry.engine_model.block_pool import BlockPool
 from beaconry.engine_model.calendar import DecodeCalendar
-from beaconry.engine_model.kv_events import KvEvent
 from beaconry.engine_model.sequence import Phase, Sequence
 from beaconry.engine_model.step_time import StepTime
 from beaconry.engine_model.values import EngineSettings, EngineStatistics, StepResult
 from beaconry.engine_model.waiting_queue import WaitingQueue
 from beaconry.values.errors import CallerError, InternalError, OperatorError
+from beaconry.values.kv_events import KvEvent
 
 
 class Engine:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from beaconry.config.gateway import EndpointConfig, GatewayConfig
-from beaconry.config.loading import load_yaml
+from beaconry.io.config_file import read_yaml
 from beaconry.router.facts import EndpointGone, EndpointSeen, Fact
 from beaconry.values.endpoint import Endpoint
 from beaconry.values.errors import OperatorError
@@ -21,12 +21,7 @@ Stamp = tuple[int, int, int]
 
 def read_gateway_config(path: Path) -> GatewayConfig:
     """Load the file, with its endpoints checked. Raises OperatorError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as fault:
-        reason = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8"
-        raise OperatorError(f"{path}: cannot be read: {reason}") from None
-    config = load_yaml(text, GatewayConfig, str(path))
+    config = read_yaml(path, GatewayConfig)
     refuse_duplicates(config.endpoints, str(path))
     return config
 

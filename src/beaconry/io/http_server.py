@@ -23,6 +23,9 @@ from beaconry.wire.errors import error_body
 
 _LOG = logging.getLogger(__name__)
 NEVER = float("inf")
+UPGRADE = (501, "protocol upgrades such as WebSocket are not supported; send plain HTTP/1.1", "upgrade")
+LENGTH_DIGITS = 19
+"""Of a Content-Length: more are absurd, and Python refuses to read thousands."""
 LINGER_S = 2.0
 """How long the rest of a refused request is read and dropped: closing at once would reset the connection under the answer."""
 SWEEP_S = 1.0
@@ -63,10 +66,12 @@ class Connection(asyncio.Protocol):
         self._current: Exchange | None = None
         self._pending: deque[Exchange] = deque()
         self._headers: list[tuple[bytes, bytes]] = []
-        self._body: list[bytes] = []
+        self._body: bytes | bytearray = b""
+        """The present request's, so far. In one run: kept as pieces, tiny chunks would weigh many times their length."""
         self._body_bytes = 0
+        """What is counted for it in `_server.buffered_bytes`."""
         self._fed_bytes = 0
-        """Bytes received since the last request was complete: no fewer than the present one's headers so far."""
+        """Bytes received since a request was complete or body bytes came: no fewer than a header or trailer under way has."""
         self._target = b""
         self._in_headers = False
         self._wants_continue = False
@@ -106,10 +111,9 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:  # noqa: D102
         if self._draining_input:
             return
-        if self._in_headers and self._fed_bytes > self._server.limits.header_bytes:
-            self._refuse(
-                *self._headers_too_large()
-            )  # a header without end stays inside the parser, so what was fed counts
+        if self._fed_bytes > self._server.limits.header_bytes:
+            # a header or trailer without end stays inside the parser, so what was fed counts
+            self._refuse(*self._headers_too_large())
             return
         self._fed_bytes += len(data)
         try:
@@ -142,10 +146,12 @@ class Connection(asyncio.Protocol):
     # -- llhttp
 
     def on_message_begin(self) -> None:  # noqa: D102
+        if self._draining_input:
+            return
         if len(self._pending) >= self._server.limits.pipelined_requests:
             raise TooManyPipelinedError
         self._headers = []
-        self._body = []
+        self._body = b""
         self._target = b""
         self._in_headers = True
         self._wants_continue = False
@@ -163,7 +169,7 @@ class Connection(asyncio.Protocol):
         self._in_headers = False
         if self._draining_input:
             return
-        fault = self._fault_of_headers()
+        fault = UPGRADE if self._parser.should_upgrade() else self._fault_of_headers()
         if fault is not None:
             self._refuse(*fault)
             return
@@ -175,8 +181,6 @@ class Connection(asyncio.Protocol):
     def _fault_of_headers(self) -> tuple[int, str, str] | None:
         """Status, message and code of what is wrong with the request's headers; None if nothing is. Notes `_wants_continue`."""
         limits, modern = self._server.limits, self._parser.get_http_version() == "1.1"
-        if self._parser.should_upgrade():
-            return 501, "protocol upgrades such as WebSocket are not supported; send plain HTTP/1.1", "upgrade"
         if self._fed_bytes > limits.header_bytes:  # then perhaps, and it is worth counting
             head_bytes = len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers)
             if head_bytes > limits.header_bytes:
@@ -185,8 +189,10 @@ class Connection(asyncio.Protocol):
         for name, value in self._headers:
             if name == b"host":
                 hosts += 1
-            elif name == b"content-length" and int(value) > limits.body_bytes:
+            elif name == b"content-length" and (len(value) > LENGTH_DIGITS or int(value) > limits.body_bytes):
                 return self._body_too_large()
+            elif name == b"transfer-encoding" and not (modern and value.lower() == b"chunked"):
+                return 400, "only `Transfer-Encoding: chunked` is understood, and only in HTTP/1.1", "transfer_encoding"
             elif name == b"expect":
                 if value.lower() != b"100-continue":
                     return 417, "only `Expect: 100-continue` is understood", "expectation_failed"
@@ -198,7 +204,13 @@ class Connection(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:  # noqa: D102
         if self._draining_input:
             return
-        self._body.append(data)
+        if not self._body:
+            self._body = data  # the usual case: all of it in one piece
+        else:
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += data
+        self._fed_bytes = 0
         self._body_bytes += len(data)
         self._server.buffered_bytes += len(data)
         if self._body_bytes > self._server.limits.body_bytes:
@@ -218,8 +230,8 @@ class Connection(asyncio.Protocol):
             return
         exchange.http10 = parser.get_http_version() == "1.0"
         exchange.keep_alive = parser.should_keep_alive() and not self._server.closing
-        body = self._body
-        exchange.body = body[0] if len(body) == 1 else b"".join(body)
+        exchange.body = bytes(self._body)
+        self._body = b""
         self._body_bytes = 0  # from here on the exchange's, until it is answered
         if self._current is None:
             self._begin(exchange)
@@ -290,11 +302,13 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, status: int, message: str, code: str) -> None:
         """Answer what cannot become an exchange, and close. If an answer is under way, closing must do."""
+        if self._draining_input:
+            return  # the connection is ending: this came behind its last request
         self._draining_input = True
         self._in_headers = False
         self._server.buffered_bytes -= self._body_bytes
         self._body_bytes = 0
-        self._body = []
+        self._body = b""
         if self._current is not None:
             self._current.keep_alive = False
             self._stop_reading()
@@ -311,7 +325,8 @@ class Connection(asyncio.Protocol):
         if self.transport.is_closing():
             return
         self._resume_reading()
-        self.deadline_s = self._server.now_s() + LINGER_S
+        if not self.write_paused:  # else the client is slow to read its answer, and has the time of a stalled write
+            self.deadline_s = self._server.now_s() + LINGER_S
         if self.transport.can_write_eof():
             self.transport.write_eof()
         else:
@@ -324,8 +339,11 @@ class Connection(asyncio.Protocol):
 
     def expire(self) -> None:
         """The deadline has passed."""
-        if self._draining_input or self._current is not None or self.idle:
-            self.transport.abort() if self.write_paused else self.transport.close()
+        if self.write_paused or self.transport.is_closing():
+            self.transport.abort()
+        elif self._draining_input or self._current is not None or self.idle:
+            self.deadline_s = self._server.now_s() + self._server.limits.stalled_write_s  # for what is still unsent
+            self.transport.close()
         else:
             self._refuse(408, "the request did not arrive in time", "request_timeout")
 

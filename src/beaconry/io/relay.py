@@ -41,6 +41,7 @@ class Relay:
     __slots__ = (
         "_call",
         "_collected",
+        "_collected_bytes",
         "_desk",
         "_failing",
         "_head",
@@ -80,6 +81,8 @@ class Relay:
         """The answer has begun to go to the client."""
         self._watch: StreamWatch | None = None
         self._collected: list[bytes] | None = None
+        """The answer so far, while it may hold usage and is no longer than `USAGE_BODY_BYTES`."""
+        self._collected_bytes = 0
         self._reported_s = 0.0
 
     # -- from the router
@@ -185,6 +188,9 @@ class Relay:
                 self.usage = watch.usage
         elif self._collected is not None and data:
             self._collected.append(data)
+            self._collected_bytes += len(data)
+            if self._collected_bytes > USAGE_BODY_BYTES:
+                self._collected = None
         if ended:
             self._finish(data)
             return

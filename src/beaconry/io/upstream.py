@@ -33,6 +33,10 @@ class Leg(Protocol):
         ...
 
 
+class ExcessAnswerError(Exception):
+    """Raised inside a parser callback: a second answer behind the one that was asked for."""
+
+
 class Call:
     """One request to an endpoint on its way: cancel it, or hold its answer back."""
 
@@ -187,6 +191,8 @@ class UpstreamConnection(asyncio.Protocol):
     # -- llhttp
 
     def on_message_begin(self) -> None:  # noqa: D102
+        if self._complete:
+            raise ExcessAnswerError
         self._headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102
@@ -216,7 +222,9 @@ class UpstreamConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:  # noqa: D102
         if self._status:
             self._complete = True
-            self._keep_alive = self._parser.should_keep_alive()  # known only here: llhttp starts afresh after the message
+            self._keep_alive = (
+                self._parser.should_keep_alive()
+            )  # known only here: llhttp starts afresh after the message
 
 
 class UpstreamPool:

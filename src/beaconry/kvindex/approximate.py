@@ -23,6 +23,7 @@ run's ancestors; a shelf's `blocks` is the sum of its holds; along a prompt, tic
 """
 
 from collections.abc import Iterable, Sequence
+from math import ceil
 
 from msgspec import Struct
 
@@ -57,6 +58,10 @@ class Match(Struct, frozen=True):
     """Requests in flight there whose prompts share all known blocks, up to the last branch."""
 
 
+NO_MATCH = Match(0, 0)
+"""Nothing of the prompt."""
+
+
 class Placement(Struct, frozen=True):
     """A prompt sent to an endpoint: hand it back when the leg is over."""
 
@@ -68,6 +73,8 @@ class Placement(Struct, frozen=True):
     """When those were last surely there, on the shelf's count of uses."""
     near_end: bool
     """They were among the next to be dropped, so finding them says that the shelf is not too long."""
+    life: int
+    """Which life of the endpoint it belongs to: news from before a restart are void."""
 
 
 class IndexStatistics(Struct, frozen=True, kw_only=True):
@@ -125,10 +132,11 @@ class _Shelf:
     `blocks`, `known`: sums over the holds.
     """
 
-    __slots__ = ("blocks", "capacity", "end", "known", "learnt", "name", "oldest_live", "tick")
+    __slots__ = ("blocks", "capacity", "end", "known", "learnt", "life", "name", "oldest_live", "tick")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, life: int) -> None:
         self.name = name
+        self.life = life
         self.end = self.oldest_live = _Hold(None)
         self.blocks = 0
         self.known = 0
@@ -194,6 +202,7 @@ class ApproximateIndex:
         self._dropped = [1.0] * _REUSE_CLASSES  # runs of each class that were dropped by their last holder
         self._confirmed = 0
         self._missed = 0
+        self._lives = 0  # shelves ever made
 
     def match(self, prefix: tuple[int, ...]) -> dict[str, Match]:
         """What each endpoint holds of `prefix`; endpoints that have never seen any of it are absent."""
@@ -215,7 +224,7 @@ class ApproximateIndex:
                     before = found.get(name)
                     if before is not None and before.blocks < position:
                         live = before.blocks - position
-                    found[name] = Match(position + (live if live < common else common), position + (known if known < common else common), hold.pins)
+                    found[name] = Match(position + (min(common, live)), position + (min(common, known)), hold.pins)
                     if known == size:
                         whole.append(name)
             if common < size or not whole:
@@ -228,8 +237,7 @@ class ApproximateIndex:
         """Blocks expected to be computed again because `new_blocks` more on this endpoint make it drop others.
 
         Of what would be dropped first, each run counts by the chance that a run used as often is used again, unless another
-        endpoint holds it too.
-        """
+        endpoint holds it too."""
         shelf = self._shelves.get(name)
         if shelf is None:
             return 0.0
@@ -260,7 +268,7 @@ class ApproximateIndex:
             resident, last = resident + hold.resident, hold
             if hold.resident < len(run.hashes):
                 break
-        placement = Placement(name, prefix, resident, last.seen, shelf.near_end(last))
+        placement = Placement(name, prefix, resident, last.seen, shelf.near_end(last), shelf.life)
         for run in path:
             if run.uses:
                 self._count(self._reused, run)
@@ -277,7 +285,9 @@ class ApproximateIndex:
 
         None if the engine does not report it; then the blocks count as computed and nothing is learnt.
         """
-        shelf = self._shelf(placement.endpoint)
+        shelf = self._shelves.get(placement.endpoint)
+        if shelf is None or shelf.life != placement.life:
+            return
         path = self._path(placement.prefix)
         self._unpin(shelf, path)
         if cached is not None and placement.resident:
@@ -294,7 +304,7 @@ class ApproximateIndex:
     def abandoned(self, placement: Placement) -> None:
         """The leg never ran: what only it would have put there is not there."""
         shelf = self._shelves.get(placement.endpoint)
-        if shelf is None:
+        if shelf is None or shelf.life != placement.life:
             return
         path = self._path(placement.prefix)
         self._unpin(shelf, path)
@@ -312,6 +322,7 @@ class ApproximateIndex:
         shelf = self._shelf(name)
         if not shelf.learnt:
             shelf.capacity = blocks
+            self._fit(shelf)
 
     def forget(self, name: str) -> None:
         """The endpoint is gone or was restarted: it holds nothing, and its capacity is unknown."""
@@ -344,7 +355,9 @@ class ApproximateIndex:
                 _require(0 <= hold.resident <= hold.blocks <= hold.known, "a hold's parts are wrong")
                 _require(hold.newer.run is None or hold.newer.tick >= hold.tick, "a shelf is out of order")
                 _require(not live or hold.blocks == hold.known, "a newer hold is less live")
-                _require((hold.blocks > 0) == (live or hold is shelf.oldest_live), "the oldest live hold is another one")
+                _require(
+                    (hold.blocks > 0) == (live or hold is shelf.oldest_live), "the oldest live hold is another one"
+                )
                 live = hold.blocks > 0
                 if run.parent is not None:
                     above = run.parent.holds.get(shelf.name)
@@ -356,13 +369,16 @@ class ApproximateIndex:
         for first, run in self._starts.items():
             size += _RUN_BYTES + _BLOCK_BYTES * len(run.hashes)
             _require(first == run.hashes[0] and bool(run.holds), "a run that nobody holds")
-            _require(run.children == sum(other.parent is run for other in self._starts.values()), "children do not add up")
+            _require(
+                run.children == sum(other.parent is run for other in self._starts.values()), "children do not add up"
+            )
         _require(size == self._bytes, "bytes do not add up")
 
     def _shelf(self, name: str) -> _Shelf:
         shelf = self._shelves.get(name)
         if shelf is None:
-            shelf = self._shelves[name] = _Shelf(name)
+            self._lives += 1
+            shelf = self._shelves[name] = _Shelf(name, self._lives)
         return shelf
 
     def _path(self, prefix: Sequence[int]) -> list[_Run]:
@@ -434,8 +450,11 @@ class ApproximateIndex:
             shelf.use(hold, len(run.hashes))
             if confirmed:
                 hold.resident, hold.seen = hold.blocks, shelf.tick
+        self._fit(shelf)
+
+    def _fit(self, shelf: _Shelf) -> None:
         while shelf.blocks > shelf.capacity:
-            shelf.capacity += _PROBE * shelf.fade(int(shelf.blocks - shelf.capacity) + 1)
+            shelf.capacity += _PROBE * shelf.fade(ceil(shelf.blocks - shelf.capacity))
         while shelf.known > _KNOWN * shelf.capacity:
             self._cut(shelf, shelf.end.newer, shelf.end.newer.known)
 
@@ -443,7 +462,7 @@ class ApproximateIndex:
         """The engine has dropped something last used at `seen`, so all older things too; at most half is believed at once."""
         floor = shelf.blocks / 2
         while shelf.oldest_live.run is not None and shelf.oldest_live.tick <= seen and shelf.blocks > floor:
-            shelf.fade(int(shelf.blocks - floor) + 1)
+            shelf.fade(ceil(shelf.blocks - floor))
         shelf.capacity = min(shelf.capacity, max(shelf.blocks, 1))
         shelf.learnt = True
 

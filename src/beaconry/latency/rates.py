@@ -4,9 +4,9 @@ Two straight lines per variant, each fitted with forgetting: TTFT against the to
 and inter-token time against the batch. A third figure, how many sequences an engine runs at once, comes from scraped
 running/waiting counts, or from legs that queued. A per-endpoint factor follows single slow or fast engines.
 
-Robust by construction: every line starts from a prior worth a few observations; an observation counts as at most three times, at
-least a third, of what was expected, so an outlier moves little and a real change is followed geometrically; waiting only ever adds to
-TTFT, so what comes late counts for less than what comes early. Deterministic, with constant memory per variant and endpoint.
+Robust by construction: an observation counts as at most three times, at least a third, of what was expected, so an outlier moves
+little and a real change is followed geometrically; waiting only ever adds to TTFT, so what comes late counts for less than what comes
+early. Deterministic, with constant memory per variant and endpoint.
 """
 
 from msgspec import Struct
@@ -15,12 +15,14 @@ from beaconry.values.candidate import Candidate, Prediction
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.request import Request
 
-_FORGET = 0.99
-"""Weight of the past per observation: about the last hundred legs count."""
+_GAIN = 0.03
+"""Share of an error that one observation corrects, once there are enough: about the last fifty count."""
 _CLIP = 3.0
 _LATE_WEIGHT = 0.25
 """Weight of a TTFT above the expected one: part of it may be waiting that the model does not know of."""
 _FACTOR_GAIN = 0.05
+_YOUNG = 32
+"""Completed legs until which first bytes are learnt from as they come, with the uncached tokens believed at dispatch."""
 
 
 class LegTimes(Struct, frozen=True, kw_only=True):
@@ -65,48 +67,52 @@ class Rates(Struct, frozen=True, kw_only=True):
 
 
 class _Line:
-    """y = intercept + slope * x over decaying sums, both kept non-negative; starts as a prior of `weight` observations."""
+    """y = base + slope * x, both positive, learnt from one observation after the other.
 
-    __slots__ = ("_n", "_x", "_xx", "_xy", "_y", "intercept", "slope")
+    Each part takes the share of a relative error that is its share of the expected value: legs with little to prefill teach the base,
+    legs with much the slope. So a long run of equal x, as a warm cache brings about, leaves the other part as it was; a fit by least
+    squares forgets the slope there, and a prefill believed to be free has every prefix copied everywhere.
+    """
 
-    def __init__(self, intercept: float, slope: float, spread: float, weight: float) -> None:
-        """`spread`: the prior is worth `weight` observations, evenly at x = 0 and x = spread."""
-        self.intercept, self.slope = intercept, slope
-        self._n, self._x, self._xx = weight, weight * spread / 2, weight * spread * spread / 2
-        self._y = weight * (intercept + slope * spread / 2)
-        self._xy = self._x * (intercept + slope * spread)
+    __slots__ = ("base", "seen", "slope")
+
+    def __init__(self, base: float, slope: float) -> None:
+        self.base = base
+        self.slope = slope
+        self.seen = 0
 
     def at(self, x: float) -> float:
-        return self.intercept + self.slope * x
+        return self.base + self.slope * x
 
     def observe(self, x: float, y: float, weight: float = 1.0) -> None:
-        expected = self.at(x)
-        y = min(max(y, expected / _CLIP), expected * _CLIP)
-        self._n = self._n * _FORGET + weight
-        self._x = self._x * _FORGET + weight * x
-        self._xx = self._xx * _FORGET + weight * x * x
-        self._y = self._y * _FORGET + weight * y
-        self._xy = self._xy * _FORGET + weight * x * y
-        mean_x, mean_y = self._x / self._n, self._y / self._n
-        variance = self._xx / self._n - mean_x * mean_x
-        if variance > 1e-9 * (1 + mean_x * mean_x):
-            slope = (self._xy / self._n - mean_x * mean_y) / variance
-            most = mean_y / mean_x if mean_x > 0 else 0.0  # a steeper line would begin below zero
-            self.slope = min(max(slope, 0.0), most)
-        self.intercept = max(mean_y - self.slope * mean_x, 0.0)
+        expected = self.base + self.slope * x
+        error = min(max(y / expected, 1 / _CLIP), _CLIP) - 1
+        self.seen += 1
+        step = weight * error * max(_GAIN, 1 / (self.seen + 1))
+        base_share = self.base / expected
+        self.base *= 1 + step * base_share
+        self.slope *= 1 + step * (1 - base_share)
 
 
 class _Variant:
     """What is learnt of one variant."""
 
-    __slots__ = ("decode_s", "decoding", "output_tokens", "prefill", "slots")
+    __slots__ = ("decode_s", "decoding", "ended", "output_tokens", "prefill", "slots")
 
     def __init__(self) -> None:
-        self.prefill = _Line(0.04, 1e-4, 4000.0, 4.0)  # 10,000 tokens/s: an 8-30 B model on one recent GPU
-        self.decoding = _Line(0.015, 2e-4, 32.0, 4.0)
+        self.prefill = _Line(0.04, 1e-4)  # 10,000 tokens/s: an 8-30 B model on one recent GPU
+        self.decoding = _Line(0.015, 2e-4)
         self.slots = float("inf")
         self.decode_s = 2.0
-        self.output_tokens = 128.0
+        self.output_tokens = 256.0  # the conversation traces have medians of 130 to 350
+        self.ended = 0
+
+    def learn_slots(self, running: int, *, queued: bool) -> None:
+        """So many ran at once; `queued`: while others waited, so that no more can."""
+        if running > self.slots or (queued and self.slots == float("inf")):
+            self.slots = float(running)
+        elif queued:
+            self.slots += 0.1 * (running - self.slots)
 
 
 class RateBook:
@@ -120,9 +126,9 @@ class RateBook:
         """What is believed of `variant` now."""
         known = self._variant(variant)
         return Rates(
-            base_s=known.prefill.intercept,
+            base_s=known.prefill.base,
             token_s=known.prefill.slope,
-            itl_s=known.decoding.intercept,
+            itl_s=known.decoding.base,
             itl_batch_s=known.decoding.slope,
             slots=known.slots,
             decode_s=known.decode_s,
@@ -134,7 +140,11 @@ class RateBook:
         return self._factors.get(endpoint, 1.0)
 
     def predict(self, request: Request, candidate: Candidate) -> Prediction:
-        """TTFT and ITL of `request` on `candidate`, in seconds."""
+        """TTFT and ITL of `request` on `candidate`, in seconds.
+
+        The wait before its prefill is what the tokens or the places ahead of it take, but not less than the oldest request there has
+        waited already: engines serve in order of arrival, and one that hangs shows in nothing else.
+        """
         known = self._variant(candidate.endpoint.variant)
         factor = self._factors.get(candidate.endpoint.name, 1.0)
         running = candidate.prefilling + candidate.decoding + 1
@@ -143,28 +153,53 @@ class RateBook:
         if running > known.slots:
             ahead_s = max(ahead_s, (running - known.slots) * known.decode_s / known.slots)
             running = int(known.slots)
+        wait_s = max(factor * ahead_s, candidate.oldest_wait_s)
         uncached = max(request.prompt_tokens - candidate.matched_tokens, 1)
+        itl_s = factor * (known.decoding.base + known.decoding.slope * running)
+        output = known.output_tokens
+        if request.output_tokens is not None and request.output_tokens < output:
+            output = request.output_tokens
         return Prediction(
-            ttft_s=factor * (known.prefill.intercept + ahead_s + uncached * token_s),
-            itl_s=factor * (known.decoding.intercept + known.decoding.slope * running),
+            ttft_s=wait_s + factor * (known.prefill.base + uncached * token_s),
+            wait_s=wait_s,
+            itl_s=itl_s,
+            decode_s=itl_s * output,
         )
 
     def prefill_s(self, endpoint: Endpoint, tokens: float) -> float:
         """Engine time that computing `tokens` prompt tokens takes on `endpoint`, in seconds."""
         return self._factors.get(endpoint.name, 1.0) * self._variant(endpoint.variant).prefill.slope * tokens
 
+    def observe_first_token(
+        self, endpoint: Endpoint, *, ttft_s: float, tokens: int, in_flight: int, decoding: int
+    ) -> None:
+        """Learn from a stream's first byte.
+
+        `tokens`: its own uncached ones, as believed, and those ahead of it at dispatch; `in_flight`: requests there at dispatch, itself
+        not included; `decoding`: requests in decode there now, itself included. The prefill line learns from it only while the variant
+        is young: a leg's end tells what really was uncached, but may be a minute away.
+        """
+        known = self._variant(endpoint.variant)
+        expected_s = self._factors.get(endpoint.name, 1.0) * known.prefill.at(tokens)
+        known.learn_slots(decoding, queued=in_flight >= decoding and ttft_s > _CLIP * expected_s)
+        if known.ended < _YOUNG:
+            self._learn_prefill(endpoint.name, known, ttft_s, tokens, in_flight)
+
     def observe_end(self, endpoint: Endpoint, leg: LegTimes) -> None:
         """Learn from a leg that completed on `endpoint`."""
         known = self._variant(endpoint.variant)
-        factor = self._factors.get(endpoint.name, 1.0)
-        if leg.ttft_s is not None:
+        if leg.ttft_s is not None and known.ended >= _YOUNG:
             tokens = leg.tokens_ahead + leg.uncached_tokens
-            ttft_s = leg.ttft_s / factor
-            expected = known.prefill.at(tokens)
-            if leg.in_flight < known.slots:
-                known.prefill.observe(tokens, ttft_s, 1.0 if ttft_s <= expected else _LATE_WEIGHT)
+            self._learn_prefill(endpoint.name, known, leg.ttft_s, tokens, leg.in_flight)
         if leg.output_tokens > 1:
             self._learn_decoding(endpoint.name, known, leg)
+        known.ended += 1
+
+    def _learn_prefill(self, name: str, known: _Variant, ttft_s: float, tokens: int, in_flight: int) -> None:
+        if in_flight >= known.slots:
+            return  # most of its TTFT was waiting for a place in the batch
+        ttft_s /= self._factors.get(name, 1.0)
+        known.prefill.observe(tokens, ttft_s, 1.0 if ttft_s <= known.prefill.at(tokens) else _LATE_WEIGHT)
 
     def _learn_decoding(self, name: str, known: _Variant, leg: LegTimes) -> None:
         factor = self._factors.get(name, 1.0)
@@ -179,16 +214,8 @@ class RateBook:
 
     def observe_sample(self, endpoint: Endpoint, sample: LoadSample) -> None:
         """Learn the slot limit: an engine that lets requests wait runs as many as it can."""
-        if not sample.running:
-            return
-        known = self._variant(endpoint.variant)
-        if sample.running > known.slots:
-            known.slots = float(sample.running)
-        elif sample.waiting:
-            if known.slots == float("inf"):
-                known.slots = float(sample.running)
-            else:
-                known.slots += 0.2 * (sample.running - known.slots)
+        if sample.running:
+            self._variant(endpoint.variant).learn_slots(sample.running, queued=bool(sample.waiting))
 
     def forget(self, endpoint: str) -> None:
         """The endpoint is gone."""

@@ -39,7 +39,9 @@ class Registry:
         if kind not in KINDS or not slash or not name:
             raise OperatorError(f'plugin "{key}": a plugin is named KIND/NAME, where KIND is one of {", ".join(KINDS)}')
         if key in self._loaders:
-            raise OperatorError(f'plugin "{key}" is offered twice; uninstall or rename one of the packages that offer it')
+            raise OperatorError(
+                f'plugin "{key}" is offered twice; uninstall or rename one of the packages that offer it'
+            )
         self._loaders[key] = load
 
     def names(self, kind: str) -> list[str]:

@@ -26,6 +26,21 @@ class Learning:
         """How many prompt tokens a byte of text makes."""
         return self._densities.get(model, TOKENS_PER_BYTE)
 
+    def first_byte(self, leg: Leg) -> None:
+        """The first byte of a leg that streams has just come."""
+        member, candidate, sample = leg.member, leg.candidate, leg.member.sample
+        assert leg.first_byte_s is not None
+        self._rates.observe_first_token(
+            member.endpoint,
+            ttft_s=leg.first_byte_s - leg.dispatched_s,
+            tokens=candidate.prefill_tokens + leg.uncached_tokens,
+            in_flight=candidate.in_flight,
+            decoding=leg.batch_at_first,
+        )
+        if sample is not None and sample.kv_blocks and sample.block_tokens:
+            blocks = sample.kv_blocks * sample.block_tokens / leg.exchange.request.block_tokens
+            self._index.sized(member.endpoint.name, blocks)
+
     def finished(self, leg: Leg, usage: Usage | None, batch_at_end: int, now_s: float) -> None:
         """A leg ended well; `usage` is None if the engine did not report it or refused the request."""
         request, member = leg.exchange.request, leg.member

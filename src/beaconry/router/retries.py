@@ -1,4 +1,8 @@
-"""How many retries the recent traffic allows, so that an outage is not multiplied by its own retries (linkerd's retry budget)."""
+"""How many retries the recent traffic allows, so that an outage is not multiplied by its own retries (linkerd's retry budget).
+
+An engine that dies takes all its legs with it at once, however few requests have come lately: where answers take minutes, a share of
+the arrivals would not cover them. So what is running counts too (as in Envoy's budget), unless the fault is that engines are full.
+"""
 
 from collections import deque
 
@@ -6,7 +10,7 @@ WINDOW_S = 10.0
 
 
 class RetryBudget:
-    """At most `floor + ratio * requests` retries within the last ten seconds, counted in one-second cells."""
+    """At most `floor + ratio * requests + running` retries within the last ten seconds, counted in one-second cells."""
 
     def __init__(self, ratio: float, floor: int) -> None:
         self._ratio = ratio
@@ -22,10 +26,10 @@ class RetryBudget:
         self._cell(now_s)[1] += 1
         self._requests += 1
 
-    def try_retry(self, now_s: float) -> bool:
-        """Count a retry if the budget has one."""
+    def try_retry(self, now_s: float, running: int) -> bool:
+        """Count a retry if the budget has one. `running` is the number of requests that one more fault may have hit; 0 if none can."""
         cell = self._cell(now_s)
-        if self._retries >= self._floor + self._ratio * self._requests:
+        if self._retries >= self._floor + self._ratio * self._requests + running:
             return False
         cell[2] += 1
         self._retries += 1

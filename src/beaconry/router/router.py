@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from beaconry.config.gateway import Deadlines, Health, Retry
-from beaconry.kvindex.approximate import ApproximateIndex, Match
+from beaconry.kvindex.approximate import NO_MATCH, ApproximateIndex, Match
 from beaconry.latency.rates import RateBook
 from beaconry.router.deadlines import NEVER, DeadlineQueue
 from beaconry.router.effects import Answer, BreakStream, CancelLeg, Effect, Ended, StartLeg, WakeAt
@@ -159,10 +159,12 @@ class Router:
         if not members:
             return False
         found = self._index.match(request.prefix) if request.prefix else {}
-        candidates = [self._candidate(member, request, found.get(member.endpoint.name), now_s) for member in members]
+        candidates = [
+            self._candidate(member, request, found.get(member.endpoint.name, NO_MATCH), now_s) for member in members
+        ]
         decision = self._scheduler.schedule(request, candidates, now_s, self._rng)
         name = decision.endpoint.name
-        candidate = next(c for c in candidates if c.endpoint.name == name)
+        candidate = decision.candidates[decision.ranking.winner]
         self._last_leg += 1
         placement = self._index.routed(name, request.prefix) if request.prefix else None
         leg = Leg(self._last_leg, exchange, self._members[name], candidate, placement, now_s)
@@ -176,16 +178,11 @@ class Router:
         effects.append(StartLeg(request.id, leg.id, decision.endpoint, decision))
         return True
 
-    def _candidate(self, member: Member, request: Request, match: Match | None, now_s: float) -> Candidate:
+    def _candidate(self, member: Member, request: Request, match: Match, now_s: float) -> Candidate:
         """What the scheduler may know of one endpoint; `match` is what it holds of the prompt."""
-        blocks = 0 if match is None else match.blocks
-        new_blocks = len(request.prefix) - blocks
+        new_blocks = len(request.prefix) - match.known
         displaced = self._index.displaced(member.endpoint.name, new_blocks) if new_blocks else 0.0
-        return member.candidate(
-            matched_tokens=min(int(blocks * request.block_tokens), request.prompt_tokens - 1),
-            displaced_tokens=displaced * request.block_tokens,
-            now_s=now_s,
-        )
+        return member.candidate(match, request, displaced * request.block_tokens, now_s)
 
     def _open_members(self, model: str, tried: list[str], now_s: float) -> list[Member]:
         """Those that may get this request; if all are ejected, those, since refusing would be worse."""
@@ -217,6 +214,7 @@ class Router:
         leg.prefilled_mark = member.prefilled_tokens
         self._first_byte.discard(leg.id)
         if request.stream:
+            self._learning.first_byte(leg)
             member.ttft.add(now_s - leg.dispatched_s)
             self._counters[request.model].ttft.add(now_s - request.arrived_s)
 
@@ -263,9 +261,10 @@ class Router:
         """Place the exchange elsewhere if attempts and budget allow, else answer with what went wrong."""
         exchange = leg.exchange
         exchange.tried.append(leg.member.endpoint.name)
+        running = 0 if status == 503 else len(self._exchanges)
         if (
             exchange.attempts < self._retry.attempts
-            and self._budget.try_retry(now_s)
+            and self._budget.try_retry(now_s, running)
             and self._place(exchange, now_s, effects)
         ):
             self._retries += 1

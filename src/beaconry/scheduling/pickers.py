@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from random import Random
 
-from beaconry.scheduling.simple import pick_least
-
 
 class MaxScore:
     """The best total, ties at random."""
@@ -29,3 +27,10 @@ class WeightedRandom:
         """Draw one; endpoints with score zero only if all have it."""
         keys = [rng.random() ** (1 / -total) if total < 0 else 0.0 for total in totals]
         return keys.index(max(keys)) if max(keys) > 0 else rng.randrange(len(totals))
+
+
+def pick_least(totals: Sequence[float], rng: Random) -> int:
+    """The index of the least total, ties at random."""
+    least = min(totals)
+    ties = [i for i, total in enumerate(totals) if total == least]
+    return ties[0] if len(ties) == 1 else rng.choice(ties)

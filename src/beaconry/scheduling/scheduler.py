@@ -1,7 +1,7 @@
 """Where a request goes: filters, then a policy's ranking, then a Decision that can explain itself.
 
-A plugin that raises never fails a request: a filter keeps everything, a policy gives way to the fewest requests in flight. Each
-failure is counted by plugin, and the last message kept, for the shell to report.
+A plugin that raises never fails a request: a filter keeps everything, a scorer scores nothing, a cost term costs nothing, a picker or a
+whole policy gives way to the fewest requests in flight.
 """
 
 from collections.abc import Sequence
@@ -10,28 +10,46 @@ from typing import cast
 
 from msgspec import Struct
 
-from beaconry.plugins.kinds import Filter, Policy, PredictorSource
+from beaconry.plugins.kinds import CostTerm, Filter, Picker, Policy, PredictorSource, Scorer
 from beaconry.plugins.registry import Registry
+from beaconry.scheduling.expected_cost import ExpectedCost
+from beaconry.scheduling.failures import FailureBook, PluginFailures
+from beaconry.scheduling.weighted import Weighted
 from beaconry.values.candidate import Candidate
 from beaconry.values.decision import Decision, Ranking
+from beaconry.values.errors import OperatorError
 from beaconry.values.request import Request
 
 
-class PluginFailures(Struct):
-    """How often a plugin raised, and what it said last."""
+class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """How requests are placed, by the names of plugins."""
 
-    count: int = 0
-    last: str = ""
+    policy: str = "expected-cost"
+    """A policy's name, or "weighted" for the sum of `scorers`."""
+    filters: tuple[str, ...] = ()
+    """Applied in order before the policy."""
+    cost_terms: tuple[str, ...] = ()
+    """Further parts of the expected cost; for the policy "expected-cost" only."""
+    scorers: dict[str, float] = {}
+    """Weights by scorer; for the policy "weighted" only. llm-d's default is queue 2, KV cache 2, prefix 3."""
+    picker: str = "max-score-picker"
+    """Takes one by the weighted scores."""
 
 
 class Scheduler:
     """Filters and one policy. Sees values only; keeps no state but its failure counts."""
 
-    def __init__(self, name: str, policy: Policy, filters: Sequence[tuple[str, Filter]] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        policy: Policy,
+        filters: Sequence[tuple[str, Filter]] = (),
+        failures: FailureBook | None = None,
+    ) -> None:
         self.name = name
         self._policy = policy
         self._filters = tuple(filters)
-        self._failures: dict[str, PluginFailures] = {}
+        self._failures = FailureBook() if failures is None else failures
 
     def schedule(self, request: Request, candidates: Sequence[Candidate], now_s: float, rng: Random) -> Decision:
         """Choose among `candidates`, which must not be empty."""
@@ -40,41 +58,62 @@ class Scheduler:
             ranking = self._policy.rank(request, kept, now_s, rng)
             endpoint = kept[ranking.winner].endpoint
         except Exception as error:  # noqa: BLE001 a plugin's fault must not become the caller's
-            self._failed(f"policy/{self.name}", error)
+            self._failures.note(f"policy/{self.name}", error)
             ranking = _fewest_in_flight(kept)
             endpoint = kept[ranking.winner].endpoint
         return Decision(endpoint=endpoint, policy=self.name, candidates=kept, ranking=ranking, dropped=dropped)
 
     def failures(self) -> dict[str, PluginFailures]:
         """Failures by plugin ("kind/name")."""
-        return self._failures
+        return self._failures.statistics()
 
     def _filtered(
         self, request: Request, candidates: Sequence[Candidate]
     ) -> tuple[Sequence[Candidate], Sequence[Candidate]]:
         kept = candidates
-        for name, keep in self._filters:
+        for name, plugin in self._filters:
             try:
-                kept = keep.keep(request, kept) or kept
+                kept = plugin.keep(request, kept) or kept
             except Exception as error:  # noqa: BLE001 a plugin's fault must not become the caller's
-                self._failed(f"filter/{name}", error)
-        chosen = {c.endpoint.name for c in kept}
-        return kept, [c for c in candidates if c.endpoint.name not in chosen]
-
-    def _failed(self, plugin: str, error: Exception) -> None:
-        failures = self._failures.setdefault(plugin, PluginFailures())
-        failures.count += 1
-        failures.last = f"{type(error).__name__}: {error}"
+                self._failures.note(f"filter/{name}", error)
+        names = {c.endpoint.name for c in kept}
+        return kept, [c for c in candidates if c.endpoint.name not in names]
 
 
-def make_scheduler(
-    policy: str, predictor: PredictorSource, registry: Registry, *, filters: Sequence[str] = ()
-) -> Scheduler:
-    """Put together the scheduler for a policy's name. Raises OperatorError for names that the registry does not know."""
-    made = cast("Policy", registry.factory("policy", policy)(predictor))
-    return Scheduler(policy, made, [(name, registry.factory("filter", name)()) for name in filters])
+def make_scheduler(profile: str | Profile, predictor: PredictorSource, registry: Registry) -> Scheduler:
+    """Put together a scheduler. `profile` may be just a policy's name.
+
+    Raises OperatorError for names that the registry does not know, and for parts that the policy has no use for.
+    """
+    if isinstance(profile, str):
+        profile = Profile(policy=profile)
+    failures = FailureBook()
+    if profile.scorers and profile.policy != "weighted":
+        raise OperatorError(f'scorers: the policy "{profile.policy}" has no use for them; the policy "weighted" has')
+    if profile.cost_terms and profile.policy != "expected-cost":
+        raise OperatorError(f'costTerms: the policy "{profile.policy}" has no use for them; "expected-cost" has')
+    policy: Policy
+    if profile.policy == "weighted":
+        policy = _weighted(profile, registry, failures)
+    elif profile.cost_terms:
+        terms = [(name, cast("CostTerm", registry.factory("cost-term", name)())) for name in profile.cost_terms]
+        policy = ExpectedCost(predictor, terms, failures)
+    else:
+        policy = registry.factory("policy", profile.policy)(predictor)
+    filters = [(name, cast("Filter", registry.factory("filter", name)())) for name in profile.filters]
+    return Scheduler(profile.policy, policy, filters, failures)
+
+
+def _weighted(profile: Profile, registry: Registry, failures: FailureBook) -> Weighted:
+    if not profile.scorers:
+        known = ", ".join(registry.names("scorer"))
+        raise OperatorError(f'scorers: the policy "weighted" needs at least one; known: {known}')
+    scorers = [
+        (name, weight, cast("Scorer", registry.factory("scorer", name)())) for name, weight in profile.scorers.items()
+    ]
+    return Weighted(scorers, cast("Picker", registry.factory("picker", profile.picker)()), failures)
 
 
 def _fewest_in_flight(candidates: Sequence[Candidate]) -> Ranking:
     totals = [float(c.in_flight) for c in candidates]
-    return Ranking(winner=totals.index(min(totals)), totals=totals, terms=("in_flight",), why="the policy failed")
+    return Ranking(winner=totals.index(min(totals)), totals=totals, why="the policy failed; fewest requests in flight")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from random import Random
 
 from beaconry.plugins.kinds import PredictorSource
+from beaconry.scheduling.pickers import pick_least
 from beaconry.values.candidate import Candidate
 from beaconry.values.decision import Ranking
 from beaconry.values.request import Request
@@ -101,10 +102,3 @@ class Sticky:
         if loads[holder] - loads[least] > self.GAP and loads[holder] > self.RATIO * loads[least]:
             return Ranking(winner=least, totals=loads, why="the holder is saturated; least busy")
         return Ranking(winner=holder, totals=loads, why="holds most of the prompt")
-
-
-def pick_least(totals: Sequence[float], rng: Random) -> int:
-    """The index of the least total, ties at random."""
-    least = min(totals)
-    ties = [i for i, total in enumerate(totals) if total == least]
-    return ties[0] if len(ties) == 1 else rng.choice(ties)

@@ -1,1 +1,1 @@
-"""Virtual time: the same machine and engines under an event heap, deterministic. No asyncio. Read `fleet.py`."""
+"""Virtual time: the fleet on an event heap. Not a model of its own: router and engines are the real ones. Read `fleet.py`."""

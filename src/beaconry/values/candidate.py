@@ -27,6 +27,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
     """Expected tokens to be computed again later because this request's new blocks evict others here."""
     known_tokens: int = 0
     """Matched tokens and the following ones that were cached here before: where the prompt is at home."""
+    sharers: int = 0
+    """Requests in flight here whose prompts share the known tokens."""
     oldest_wait_s: float = 0.0
     """Age of the oldest request in prefill, 0 if there is none: shows a slow or hung engine before any counter does."""
     sample: LoadSample | None = None
@@ -41,4 +43,8 @@ class Prediction(Struct, frozen=True, kw_only=True):
     """Expected latencies of one placement."""
 
     ttft_s: float
+    wait_s: float
+    """Its first part: until the prefill begins."""
     itl_s: float
+    decode_s: float
+    """First token to last, at the output length to be expected."""

@@ -18,6 +18,8 @@ Reserved = Raw | UnsetType
 MESSAGE_OVERHEAD_BYTES = 16
 """Role tags and separators of a chat template: about four tokens a message."""
 TOKEN_BYTES = 4
+COUNT_LIMIT = 2**31 - 1
+"""Of tokens or sequences asked for: no engine takes more, and arithmetic in floats has an end."""
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<where>.*)`)?$")
 
 RESERVED_KEYS = frozenset(
@@ -232,6 +234,8 @@ def parse(api: Api, body: bytes) -> Parsed:
 
 def _decode(api: Api, body: bytes) -> Body:
     try:
+        if not body.isascii():
+            body.decode()  # the decoder looks only into strings that it returns, engines into all
         return _DECODERS[api].decode(body)
     except msgspec.ValidationError as error:
         match = _PLACE.match(str(error))
@@ -273,8 +277,10 @@ def _edited(fields: Body, body: bytes, *, ask_usage: bool) -> bytes:
 
 
 def _positive(value: int | None, name: str) -> int | None:
-    if value is not None and value < 0:
-        raise CallerError(f"{name} must not be negative, got {value}", param=name, code="invalid_value")
+    if value is not None and not 0 <= value <= COUNT_LIMIT:
+        raise CallerError(
+            f"{name} must not be below 0 or above {COUNT_LIMIT}, got {value}", param=name, code="invalid_value"
+        )
     return value
 
 

@@ -3,6 +3,8 @@
 A stream passes byte-exact, except that a usage event which only we asked for is taken out again.
 """
 
+import re
+
 import msgspec
 from msgspec import Raw, Struct
 
@@ -61,6 +63,7 @@ class Answer(Struct, frozen=True):
 
 
 _ANSWER = msgspec.json.Decoder(Answer)
+_USAGE = re.compile(rb'"usage"\s*:\s*\{')
 
 
 def usage_of(body: bytes) -> Usage | None:
@@ -86,14 +89,14 @@ class StreamWatch:
 
     def feed(self, data: bytes) -> bytes:
         """Take what the engine sent, return what the client gets now."""
-        if not self._tail and data.endswith(b"\n\n") and b'"usage"' not in data:
+        if not self._tail and data.endswith(b"\n\n") and not _holds_usage(data):
             return data  # whole events without usage: nearly every call
         text = self._tail + data
         end = _last_boundary(text)
         if len(text) - end > USAGE_TAIL_BYTES:
             end = len(text)
         events, self._tail = text[:end], text[end:]
-        if b'"usage"' in events:
+        if _holds_usage(events):
             events = self._search(events)
         return events if self._strip else data
 
@@ -103,19 +106,22 @@ class StreamWatch:
         return tail if self._strip else b""
 
     def _search(self, events: bytes) -> bytes:
+        """Look into the events that hold usage, and only there: a busy stream hands over hundreds of events at once."""
         kept = []
-        start = 0
-        while start < len(events):
-            end = _next_boundary(events, start)
-            event = events[start:end]
-            start = end
-            answer = _decode_event(event) if b'"usage"' in event else None
+        done = seen = 0
+        for match in _USAGE.finditer(events):
+            if match.start() < seen:
+                continue
+            start = seen + _last_boundary(events[seen : match.start()])
+            seen = _next_boundary(events, match.start())
+            answer = _decode_event(events[start:seen])
             usage = None if answer is None else answer.found()
             if usage is not None:
                 self.usage = usage
-            if not (self._strip and usage is not None and answer is not None and answer.choices == []):
-                kept.append(event)
-        return b"".join(kept)
+            if self._strip and usage is not None and answer is not None and answer.choices == []:
+                kept.append(events[done:start])
+                done = seen
+        return b"".join([*kept, events[done:]])
 
 
 def _decode_event(event: bytes) -> Answer | None:
@@ -134,5 +140,15 @@ def _last_boundary(text: bytes) -> int:
 
 
 def _next_boundary(text: bytes, start: int) -> int:
-    ends = [at + len(mark) for mark in (b"\n\n", b"\r\n\r\n") if (at := text.find(mark, start)) >= 0]
-    return min(ends, default=len(text))
+    """Position after the event that holds `start`."""
+    end = text.find(b"\n\n", start)
+    limit = len(text) if end < 0 else end
+    other = text.find(b"\r\n\r\n", start, limit)
+    if other >= 0:
+        return other + 4
+    return len(text) if end < 0 else end + 2
+
+
+def _holds_usage(data: bytes) -> bool:
+    """Whether there is a usage object; some engines put a null into each event."""
+    return b'"usage"' in data and _USAGE.search(data) is not None

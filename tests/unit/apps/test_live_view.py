@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from beaconry.apps.live_view import WINDOW_S, Watch, plain_line, render
-from beaconry.io.processes import ProcessState, ProcessStatistics
+from beaconry.io.children.supervisor import ProcessState, ProcessStatistics
 from beaconry.router.statistics import Distribution, EndpointStatistics, ModelStatistics, RouterStatistics
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.outcome import Outcome

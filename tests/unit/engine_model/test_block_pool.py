@@ -3,9 +3,9 @@
 import pytest
 
 from beaconry.engine_model.block_pool import BlockPool
-from beaconry.engine_model.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
 from beaconry.engine_model.sequence import Sequence
 from beaconry.values.errors import InternalError
+from beaconry.values.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
 
 
 def holding(pool, hashes, blocks=None, **fields):

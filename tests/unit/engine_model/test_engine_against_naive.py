@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from beaconry.engine_model.engine import Engine
-from beaconry.engine_model.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
 from beaconry.engine_model.sequence import Phase, Sequence
 from beaconry.engine_model.values import EngineSettings
+from beaconry.values.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
 
 SETTINGS = EngineSettings(num_blocks=14, block_tokens=4, max_num_seqs=4, max_num_batched_tokens=12)
 

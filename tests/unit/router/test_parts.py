@@ -36,11 +36,16 @@ def test_the_deadline_queue_equals_a_dict_of_due_times(steps: list[tuple[str, in
 
 def test_the_retry_budget_follows_recent_traffic():
     budget = RetryBudget(ratio=0.5, floor=2)
-    assert [budget.try_retry(0.0) for _ in range(3)] == [True, True, False]
+    assert [budget.try_retry(0.0, 0) for _ in range(3)] == [True, True, False]
     for _ in range(4):
         budget.request(1.0)
-    assert [budget.try_retry(1.0) for _ in range(3)] == [True, True, False]
-    assert [budget.try_retry(20.0) for _ in range(3)] == [True, True, False]
+    assert [budget.try_retry(1.0, 0) for _ in range(3)] == [True, True, False]
+    assert [budget.try_retry(20.0, 0) for _ in range(3)] == [True, True, False]
+
+
+def test_the_retry_budget_covers_what_one_dead_engine_takes_along():
+    budget = RetryBudget(ratio=0.2, floor=0)
+    assert [budget.try_retry(0.0, 3) for _ in range(4)] == [True, True, True, False]
 
 
 def test_a_quantile_lies_in_the_bucket_of_its_value():

@@ -153,8 +153,14 @@ def test_a_failure_after_the_first_byte_breaks_the_stream():
 def test_retries_stop_when_their_budget_is_spent():
     bench = Bench("ab", retry=Retry(attempts=2, budget_ratio=0.0, budget_floor=1))
     legs = [bench.send(name).leg for name in "rs"]
-    assert isinstance(bench.tell(LegFailed(legs[0], Fault.CONNECT))[0], StartLeg)
-    assert isinstance(bench.tell(LegFailed(legs[1], Fault.CONNECT))[0], Answer)
+    assert isinstance(bench.tell(LegFailed(legs[0], Fault.STATUS, 503))[0], StartLeg)
+    assert isinstance(bench.tell(LegFailed(legs[1], Fault.STATUS, 503))[0], Answer)
+
+
+def test_all_legs_of_an_engine_that_dies_are_retried_however_small_the_budget():
+    bench = Bench("ab", retry=Retry(attempts=2, budget_ratio=0.0, budget_floor=0))
+    legs = [start.leg for start in (bench.send(name) for name in "rstu") if start.endpoint.name == "a"]
+    assert [type(bench.tell(LegFailed(leg, Fault.RESET))[0]) for leg in legs] == [StartLeg] * 2
 
 
 def test_an_endpoint_that_keeps_failing_is_ejected_then_probed_then_trusted():

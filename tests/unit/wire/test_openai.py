@@ -125,7 +125,10 @@ def test_token_ids_are_counted_exactly():
         (b'{"model":"m","messages":[],"stream":"yes"}', "$.stream"),
         (b'{"model":"m","messages":[],"max_tokens":-1}', "max_tokens"),
         (b'{"model":"m","messages":[],"n":-2}', "n must not"),
+        (b'{"model":"m","messages":[],"max_tokens":99999999999}', "max_tokens"),
         (b'{"model":"\xff","messages":[]}', "JSON"),
+        (b'{"model":"m","messages":[],"x":"\xff"}', "JSON"),
+        (b'{"model":"m","messages":[],"kv_transfer_params":{"\xff":1}}', "JSON"),
         (b'{"model":"m","messages":[],"x":' + b"[" * 100_000, "deeply"),
     ],
 )

@@ -45,6 +45,30 @@ def test_usage_is_found_and_only_its_event_removed_however_the_stream_is_cut(
     assert watch.usage == FOUND
 
 
+EVENTS = st.sampled_from(
+    [
+        {"choices": [{"delta": {"content": "x"}}]},
+        {"choices": [{"delta": {"content": '"usage": {'}}], "usage": None},
+        {"choices": [{"delta": {}}], "usage": USAGE},
+        {"choices": [], "usage": USAGE},
+        {"choices": [], "usage": {**USAGE, "completion_tokens": 9}},
+        {"usage": {}},
+    ]
+)
+
+
+@given(documents=st.lists(st.tuples(EVENTS, st.sampled_from(["\n", "\r\n"])), max_size=12), strip=st.booleans())
+def test_looking_only_where_usage_stands_finds_what_looking_at_each_event_finds(
+    documents: list[tuple[dict[str, object], str]], strip: bool
+):
+    watch = StreamWatch(strip=strip)
+    passed = watch.feed(b"".join(event(*one) for one in documents)) + watch.finish()
+    kept = [one for one in documents if not (strip and one[0].get("choices") == [] and one[0].get("usage"))]
+    assert passed == b"".join(event(*one) for one in kept)
+    tokens = [one["usage"].get("completion_tokens", 0) for one, _ in documents if one.get("usage") is not None]
+    assert (watch.usage.completion_tokens if watch.usage else None) == (tokens[-1] if tokens else None)
+
+
 @given(pieces=st.lists(st.binary(max_size=40), max_size=10), strip=st.booleans())
 def test_bytes_that_are_no_events_pass_unchanged(pieces: list[bytes], strip: bool):
     watch = StreamWatch(strip=strip)

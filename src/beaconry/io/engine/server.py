@@ -15,15 +15,15 @@ import msgspec
 from beaconry import __version__
 from beaconry.config.gateway import Limits
 from beaconry.engine_model.tokenizer import decode, token_text
-from beaconry.io.engine_faults import FAULT_HEADER, EngineFault, Fault, Kind, parse_fault
-from beaconry.io.engine_generation import EngineOptions, Generation
-from beaconry.io.engine_requests import parse_detokenize, parse_tokenize
+from beaconry.io.engine.faults import FAULT_HEADER, EngineFault, Fault, Kind, parse_fault
+from beaconry.io.engine.generation import EngineOptions, Generation
+from beaconry.io.engine.requests import parse_detokenize, parse_tokenize
 from beaconry.io.http_exchange import Exchange
 from beaconry.io.http_server import HttpServer, serve
 from beaconry.values.errors import CallerError
 
 if TYPE_CHECKING:
-    from beaconry.io.engine_metrics import EngineMetrics
+    from beaconry.io.engine.metrics import EngineMetrics
 
 VERSION: Final = f"0.32.0+beaconry.{__version__}"
 """The vLLM whose interfaces these are, and our own."""
@@ -134,7 +134,7 @@ class EngineServer:
 
     def _expose_metrics(self, exchange: Exchange) -> None:
         if self._metrics is None:
-            from beaconry.io.engine_metrics import EngineMetrics  # noqa: PLC0415 (doubles the time it takes to start)
+            from beaconry.io.engine.metrics import EngineMetrics  # noqa: PLC0415 (doubles the time it takes to start)
 
             generation, options = self.generation, self.options
             self._metrics = EngineMetrics(

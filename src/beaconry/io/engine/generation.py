@@ -10,17 +10,17 @@ from typing import Final
 from msgspec import Struct
 
 from beaconry.engine_model.engine import Engine
-from beaconry.engine_model.hashing import BlockHasher
 from beaconry.engine_model.replies import Reply, make_reply
 from beaconry.engine_model.sequence import Phase, Sequence
 from beaconry.engine_model.step_time import StepTime
 from beaconry.engine_model.values import EngineSettings, StepResult
-from beaconry.io.engine_answers import ABORTED, Answer, Choice
-from beaconry.io.engine_faults import Fault, Kind
-from beaconry.io.engine_loop import EngineLoop
-from beaconry.io.engine_observations import Observations
-from beaconry.io.engine_requests import Asked, Prompt, parse_generation
+from beaconry.io.engine.answers import ABORTED, Answer, Choice
+from beaconry.io.engine.faults import Fault, Kind
+from beaconry.io.engine.loop import EngineLoop
+from beaconry.io.engine.observations import Observations
+from beaconry.io.engine.requests import Asked, Prompt, parse_generation
 from beaconry.io.http_exchange import Exchange
+from beaconry.values.block_hash import BlockHasher
 from beaconry.values.errors import CallerError, OperatorError
 
 CRASH_STATUS: Final = 70
@@ -40,6 +40,8 @@ class EngineOptions(Struct, frozen=True, kw_only=True):
     """Model seconds per real second."""
     seed: int = 0
     hash_algorithm: str = "fast"
+    by_priority: bool = False
+    """Serve by the requests' `priority`; else it is ignored and the order is that of arrival."""
     max_queued: int = 16_384
     """Waiting sequences; beyond it new requests get 503. vLLM has no bound by default."""
 
@@ -134,7 +136,7 @@ class Generation:
             len(prompt.tokens),
             reply.tokens,
             hashes=self._hasher.hashes(tokens, salt=asked.salt),
-            priority=asked.priority,
+            priority=asked.priority if self.options.by_priority else 0,
             salt=asked.salt,
         )
 

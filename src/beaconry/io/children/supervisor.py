@@ -17,8 +17,8 @@ from typing import Any, Self
 
 from msgspec import Struct
 
-from beaconry.io import warden
-from beaconry.io.child import Child, completed, until_healthy
+from beaconry.io.children import warden
+from beaconry.io.children.child import Child, completed, until_healthy
 from beaconry.manifests.processes import EngineProcess
 from beaconry.values.errors import OperatorError
 

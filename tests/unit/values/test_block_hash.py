@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beaconry.engine_model.hashing import ALGORITHMS, BlockHasher, canonical_cbor
+from beaconry.values.block_hash import ALGORITHMS, BlockHasher, canonical_cbor
 from beaconry.values.errors import OperatorError
 
 LOW_64_BITS = (1 << 64) - 1

@@ -12,8 +12,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from beaconry.engine_model.values import EngineSettings, EngineStatistics
-from beaconry.io.engine_loop import EngineLoop
-from beaconry.io.engine_observations import Histogram, Observations
+from beaconry.io.engine.loop import EngineLoop
+from beaconry.io.engine.observations import Histogram, Observations
 
 
 class EngineMetrics(Collector):

@@ -10,8 +10,8 @@ import msgspec
 
 from beaconry.engine_model.replies import WORD_CHARS, Reply
 from beaconry.engine_model.sequence import Sequence
-from beaconry.io.engine_faults import Fault
-from beaconry.io.engine_requests import Asked
+from beaconry.io.engine.faults import Fault
+from beaconry.io.engine.requests import Asked
 from beaconry.io.http_exchange import Exchange
 
 ABORTED: Final = Reply(words="", shown=0, tokens=0, finish_reason="abort")

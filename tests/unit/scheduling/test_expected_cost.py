@@ -1,0 +1,91 @@
+"""The default policy, one decision at a time: what each part of the cost is there for."""
+
+from random import Random
+
+import pytest
+
+from beaconry.latency.rates import RateBook
+from beaconry.scheduling.expected_cost import ExpectedCost
+from beaconry.values.candidate import Candidate
+from beaconry.values.endpoint import Endpoint, LoadSample
+from beaconry.values.request import Api, Request
+
+REQUEST = Request(id="r", model="m", api=Api.CHAT, arrived_s=0.0, prompt_tokens=6000, output_tokens=50)
+
+
+def candidate(name, **fields):
+    return Candidate(endpoint=Endpoint(name=name, host="h", port=1, model="m"), **fields)
+
+
+def rates_with(slots):
+    """A book that has seen an engine full at `slots`."""
+    rates = RateBook()
+    rates.observe_sample(candidate("x").endpoint, LoadSample(at_s=0.0, running=slots, waiting=1))
+    return rates
+
+
+def choose(candidates, rates=None, request=REQUEST):
+    ranking = ExpectedCost(rates or RateBook()).rank(request, candidates, 0.0, Random(1))
+    return candidates[ranking.winner].endpoint.name
+
+
+def test_a_new_prompt_goes_where_least_waits():
+    assert choose([candidate("busy", prefilling=2, prefill_tokens=8000), candidate("idle")]) == "idle"
+
+
+def test_a_follow_up_stays_with_its_holder_though_others_are_idle():
+    assert choose([candidate("holder", decoding=12, matched_tokens=5900), candidate("idle")]) == "holder"
+
+
+def test_among_holders_the_least_busy_is_taken():
+    busy = candidate("busy", decoding=12, matched_tokens=5900)
+    assert choose([busy, candidate("calm", decoding=3, matched_tokens=5900)]) == "calm"
+
+
+def test_a_saturated_holder_is_left():
+    full = candidate("full", prefilling=80, decoding=16, matched_tokens=5900)
+    assert choose([full, candidate("idle")], rates_with(16)) == "idle"
+
+
+def test_a_holder_that_hangs_is_left():
+    hung = candidate("hung", prefilling=1, matched_tokens=5900, oldest_wait_s=30.0)
+    assert choose([hung, candidate("idle")]) == "idle"
+
+
+def test_a_placement_that_evicts_what_others_need_costs_more():
+    full = candidate("full", displaced_tokens=6000.0)
+    assert choose([full, candidate("roomy", decoding=2)]) == "roomy"
+
+
+def test_those_who_wait_for_a_prefix_share_the_price_of_its_copy():
+    alone = candidate("holder", prefilling=25, decoding=16, matched_tokens=5900, sharers=0)
+    hot = candidate("holder", prefilling=25, decoding=16, matched_tokens=5900, sharers=30)
+    other = candidate("other", decoding=16)
+    assert choose([alone, other], rates_with(16)) == "holder"
+    assert choose([hot, other], rates_with(16)) == "other"
+
+
+def test_a_shared_system_prompt_does_not_hold_new_conversations_together():
+    request = Request(id="r", model="m", api=Api.CHAT, arrived_s=0.0, prompt_tokens=2000, output_tokens=50)
+    everywhere = [candidate(f"e{i}", decoding=12 - i, matched_tokens=800) for i in range(4)]
+    assert choose(everywhere, request=request) == "e3"
+
+
+def test_a_prefix_held_by_one_of_idle_endpoints_decides():
+    candidates = [candidate(f"e{i}", matched_tokens=2000 if i == 2 else 0) for i in range(4)]
+    assert choose(candidates) == "e2"
+
+
+def test_equal_candidates_are_taken_by_chance():
+    rng, policy = Random(1), ExpectedCost(RateBook())
+    candidates = [candidate("a"), candidate("b"), candidate("c")]
+    assert {policy.rank(REQUEST, candidates, 0.0, rng).winner for _ in range(50)} == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("matched", "why"),
+    [((0, 0), "nobody holds"), ((0, 5900), "at a holder"), ((5900, 0), "at a holder")],
+)
+def test_the_reason_says_whether_the_prefix_was_followed(matched, why):
+    candidates = [candidate(f"e{i}", matched_tokens=m) for i, m in enumerate(matched)]
+    assert why in ExpectedCost(RateBook()).rank(REQUEST, candidates, 0.0, Random(1)).why
