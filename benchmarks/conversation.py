@@ -15,9 +15,9 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from itertools import islice
 from pathlib import Path
 from random import Random
-from statistics import median
 
 import uvloop
 
@@ -32,6 +32,7 @@ from beaconry.workload.sample import Slo
 from beaconry.workload.summary import Summary
 from beaconry.workload.synthetic import Bounds, Shape, conversations
 from beaconry.workload.traces import Replay, read_trace, replay
+from benchmarks.report import cell, median, options, save, table
 
 POLICIES = ("expected-cost", "round-robin", "least-requests", "prefix-only", "llm-d-weighted", "sticky")
 SPEC = """\
@@ -59,7 +60,7 @@ def plan_of(args: argparse.Namespace, repeat: int) -> Plan:
         )  # fmt: skip
         rng = Random(repeat)
         openings = conversations(shape, poisson(args.rate, rng), rng)
-        return Plan(openings, size=args.limit)
+        return Plan(islice(openings, args.limit), size=args.limit)
     lines = args.trace.read_text().splitlines()
     how = Replay(speedup=args.compress * args.speed, skip=repeat * args.limit, limit=args.limit)
     return Plan(replay(read_trace(lines, str(args.trace)), how), size=args.limit)
@@ -129,23 +130,21 @@ def show(rows: list[Row]) -> None:
         "attainment",
         "failed",
     )
-    print("| policy | " + " | ".join(columns) + " |")
-    print("|---|" + "---|" * len(columns))
+    lines = []
     for policy in dict.fromkeys(str(row["policy"]) for row in rows):
         mine = [row for row in rows if row["policy"] == policy]
-        cells = []
-        for column in columns:
-            values = [float(row[column] or 0.0) for row in mine]
-            spread = f" ({min(values):.3g}-{max(values):.3g})" if len(values) > 1 else ""
-            cells.append(f"{median(values):.3g}{spread}")
-        print(f"| {policy} | " + " | ".join(cells) + " |")
+        lines.append([policy, *(_spread([float(row[column] or 0.0) for row in mine]) for column in columns)])
+    table("The same requests under each policy: median (least-most) of the repeats", ("policy", *columns), lines)
+
+
+def _spread(values: list[float]) -> str:
+    spread = f" ({cell(min(values))}-{cell(max(values))})" if len(values) > 1 else ""
+    return cell(median(values)) + spread
 
 
 def main() -> None:
     """Run the matrix."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="two policies, a few requests")
-    parser.add_argument("--json", type=Path, help="write all rows there")
+    parser = options("The default policy against the others on a production trace, through real HTTP.")
     parser.add_argument("--trace", type=Path, help="Mooncake JSONL")
     parser.add_argument("--limit", type=int, default=2000, help="requests per run")
     parser.add_argument("--repeats", type=int, default=3)
@@ -162,15 +161,14 @@ def main() -> None:
     parser.add_argument("--slo-itl-ms", type=float, default=50.0)
     args = parser.parse_args()
     if args.smoke:
-        args.limit, args.repeats, args.policies = 60, 1, ["expected-cost", "round-robin"]
+        args.limit, args.rate, args.repeats, args.policies = 40, 10.0, 1, ["expected-cost", "round-robin"]
     rows: list[Row] = []
     for repeat in range(args.repeats):
         for policy in args.policies:
             rows.append(uvloop.run(measure(args, policy, repeat)))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     show(rows)
-    if args.json is not None:
-        args.json.write_text(json.dumps(rows, indent=1))
+    save(args.json, rows)
 
 
 if __name__ == "__main__":

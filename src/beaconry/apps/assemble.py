@@ -92,10 +92,15 @@ class Gateway:
     def tell(self, fact: Fact) -> None:
         """Hand in a fact from outside: discovery's EndpointSeen and EndpointGone."""
         self._driver.tell(fact)
-        if isinstance(fact, EndpointSeen):
-            self._monitor.watch(fact.endpoint)
-        elif isinstance(fact, EndpointGone):
-            self._monitor.unwatch(fact.name)
+        match fact:
+            case EndpointSeen() if not fact.endpoint.draining:
+                self._monitor.watch(fact.endpoint)
+            case EndpointSeen():
+                self._monitor.unwatch(fact.endpoint.name)
+            case EndpointGone():
+                self._monitor.unwatch(fact.name)
+            case _:
+                pass
 
     def statistics(self) -> RouterStatistics:
         """What the router has counted."""

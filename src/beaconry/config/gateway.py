@@ -23,7 +23,7 @@ class Listen(Section, frozen=True):
 
     host: str = "127.0.0.1"
     """Loopback: exposing a gateway to a network is a decision, not a default."""
-    port: int = 8080
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8080
     """0 takes a free port."""
 
 
@@ -117,7 +117,7 @@ class EndpointConfig(Section, frozen=True):
 
     name: str
     host: str
-    port: int
+    port: Annotated[int, Meta(ge=1, le=65535)]
     model: str
     pool: str = "default"
     role: Role = Role.BOTH

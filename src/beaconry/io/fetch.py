@@ -1,4 +1,4 @@
-"""A small GET over an endpoint's own connections: bounded in time and size, for health checks and metrics."""
+"""A small request over an endpoint's own connections: bounded in time and size, for health checks, metrics and questions."""
 
 import asyncio
 
@@ -16,23 +16,32 @@ class Fetched(Struct, frozen=True):
     body: bytes
 
 
-async def fetch(pool: UpstreamPool, path: str, host: str, timeout_s: float, limit_bytes: int) -> Fetched:
-    """GET `path`; `host` is the Host header. The connection is dropped if the caller is cancelled or time is up.
+async def fetch(
+    pool: UpstreamPool, path: str, host: str, timeout_s: float, limit_bytes: int, body: bytes | None = None
+) -> Fetched:
+    """GET `path`, or POST it with a JSON `body`; `host` is the Host header. The connection is dropped if the caller is cancelled
+    or time is up.
 
     Raises EngineError: no connection, no complete answer within `timeout_s`, or a body larger than `limit_bytes`.
     """
     answer = _Answer(limit_bytes)
-    call = Call(answer, f"GET {path} HTTP/1.1\r\nhost: {host}\r\naccept: */*\r\n\r\n".encode())
+    method, content = ("GET", "") if body is None else ("POST", _content_headers(body))
+    head = f"{method} {path} HTTP/1.1\r\nhost: {host}\r\naccept: */*\r\n{content}\r\n"
+    call = Call(answer, head.encode() + (body or b""))
     try:
         async with asyncio.timeout(timeout_s):
             pool.send(call)
             return await answer.complete
     except TimeoutError:
-        raise EngineError(f"GET {path} from {host}: no complete answer within {timeout_s:g} s") from None
+        raise EngineError(f"{method} {path} from {host}: no complete answer within {timeout_s:g} s") from None
     except EngineError as error:
-        raise EngineError(f"GET {path} from {host}: {error}") from None
+        raise EngineError(f"{method} {path} from {host}: {error}") from None
     finally:
         call.cancel()  # of no effect on a call that has ended
+
+
+def _content_headers(body: bytes) -> str:
+    return f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
 
 
 class _Answer:

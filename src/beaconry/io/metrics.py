@@ -98,6 +98,14 @@ def _process(router: RouterStatistics, server: ServerStatistics) -> Iterator[Met
     yield CounterMetricFamily(
         "beaconry_retries_total", "Requests sent to another endpoint after a failure.", router.retries
     )
+    plugins = CounterMetricFamily(
+        "beaconry_plugin_failures_total",
+        "Times a plugin raised, and was passed over for that request.",
+        labels=["plugin"],
+    )
+    for plugin, count in router.plugin_failures.items():
+        plugins.add_metric([plugin], count)
+    yield plugins
     yield GaugeMetricFamily("beaconry_connections", "Open client connections.", server.connections)
     yield GaugeMetricFamily("beaconry_buffered_bytes", "Request bodies held at present.", server.buffered_bytes)
     yield GaugeMetricFamily(

@@ -39,6 +39,7 @@ class Relay:
     """A request between client and endpoint. It is the `Leg` of its upstream calls."""
 
     __slots__ = (
+        "_arrived_s",
         "_call",
         "_collected",
         "_collected_bytes",
@@ -83,7 +84,9 @@ class Relay:
         self._collected: list[bytes] | None = None
         """The answer so far, while it may hold usage and is no longer than `USAGE_BODY_BYTES`."""
         self._collected_bytes = 0
+        self._arrived_s = desk.now_s()
         self._reported_s = 0.0
+        """When the answer began, or progress was last reported."""
 
     # -- from the router
 
@@ -165,7 +168,7 @@ class Relay:
         exchange = self.exchange
         headers = for_client(self.head_headers)
         if self.debug and self.placement is not None:
-            headers += debug_headers(self.placement)
+            headers += debug_headers(self.placement, self._reported_s - self._arrived_s)
         streamed = _is_stream(self.head_headers)
         if streamed:
             self._watch = StreamWatch(strip=self.parsed.stream and not self.parsed.wants_usage)
@@ -215,13 +218,14 @@ def _is_stream(headers: list[tuple[bytes, bytes]]) -> bool:
     return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
 
 
-def debug_headers(placement: StartLeg) -> list[tuple[bytes, bytes]]:
-    """Where a request went and what was expected of it."""
+def debug_headers(placement: StartLeg, first_byte_s: float) -> list[tuple[bytes, bytes]]:
+    """Where a request went, what was expected of it, and what came: `first_byte_s` after its arrival."""
     decision = placement.decision
     headers = [
         (b"x-beaconry-endpoint", placement.endpoint.name.encode()),
         (b"x-beaconry-policy", decision.policy.encode()),
         (b"x-beaconry-matched-tokens", b"%d" % decision.chosen.candidate.matched_tokens),
+        (b"x-beaconry-first-byte-ms", b"%.1f" % (1e3 * first_byte_s)),
     ]
     prediction = decision.chosen.prediction
     if prediction is not None:

@@ -206,31 +206,30 @@ class ApproximateIndex:
 
     def match(self, prefix: tuple[int, ...]) -> dict[str, Match]:
         """What each endpoint holds of `prefix`; endpoints that have never seen any of it are absent."""
-        position, length = 0, len(prefix)
         found: dict[str, Match] = {}
-        alive: Iterable[str] = ()
+        live: dict[str, int] = {}  # endpoints that hold all runs so far, some only as known -> where the live part ends
+        position, length = 0, len(prefix)
         parent: _Run | None = None
+        alive: Iterable[str] = ()
         while position < length:
             run = self._starts.get(prefix[position])
             if run is None or run.parent is not parent:
                 break
-            common, size = _common(run.hashes, prefix, position), len(run.hashes)
-            holds = run.holds
-            whole: list[str] = []
-            for name in alive if position else holds:
+            common, holds, whole = _common(run.hashes, prefix, position), run.holds, []
+            for name in alive if parent else holds:
                 hold = holds.get(name)
-                if hold is not None:
-                    known, live = hold.known, hold.blocks
-                    before = found.get(name)
-                    if before is not None and before.blocks < position:
-                        live = before.blocks - position
-                    found[name] = Match(position + (min(common, live)), position + (min(common, known)), hold.pins)
-                    if known == size:
-                        whole.append(name)
-            if common < size or not whole:
-                break
-            position += common
+                if hold is None or hold.known < common or common < len(run.hashes):
+                    found[name] = _match(name, hold, parent, position, common, live)
+                    continue
+                whole.append(name)
+                if hold.blocks < common and name not in live:
+                    live[name] = position + hold.blocks
             alive, parent = whole, run
+            position += common
+            if common < len(run.hashes):
+                break
+        for name in alive:
+            found[name] = _match(name, None, parent, position, 0, live)
         return found
 
     def displaced(self, name: str, new_blocks: int) -> float:
@@ -512,6 +511,18 @@ class ApproximateIndex:
         if counts[kind] > _REUSE_MEMORY:
             self._reused[kind] /= 2
             self._dropped[kind] /= 2
+
+
+def _match(
+    name: str, hold: _Hold | None, parent: _Run | None, position: int, common: int, live: dict[str, int]
+) -> Match:
+    """The match of an endpoint that holds everything before `position`, where `parent` ends, and `hold` of the run behind it."""
+    if hold is not None:
+        known, blocks, sharers = position + min(hold.known, common), position + min(hold.blocks, common), hold.pins
+    else:
+        known = blocks = position
+        sharers = parent.holds[name].pins if parent is not None else 0
+    return Match(live.get(name, blocks), known, sharers)
 
 
 def _reuse_class(uses: int) -> int:

@@ -79,8 +79,12 @@ class SourceStream:
         """An answer has been asked for and has not ended."""
         self._anchored = True
         """The answer awaited has shown the batch that we have, or there is none."""
+        self._stranger = False
+        """There was a disconnect since the engine last proved to be the one that we know."""
         self._progressed = False
         """The answer awaited has held something new."""
+        self._in_vain = False
+        """A gap was known when the answer was asked for: if it helps nothing, asking again will not either."""
         self._unsure = "nothing heard yet"
         """What a complete answer would tell; empty if nothing."""
         self._lost = ""
@@ -101,6 +105,7 @@ class SourceStream:
         """The publisher is gone, maybe for good. What is known stays until it is back; an answer awaited will not come."""
         self._awaiting = False
         self._waiting.clear()
+        self._stranger = self._next > 0
         self._unsure = "disconnected"
         self._settle()
 
@@ -128,7 +133,7 @@ class SourceStream:
         clear = False
         if not self._anchored and sequence >= self._next - 1:
             if sequence == self._next - 1 and batch.ts == self._last_ts:
-                self._anchored = True
+                self._anchored, self._stranger = True, False
                 return NOTHING
             clear = True
             if sequence == self._next - 1:
@@ -155,12 +160,15 @@ class SourceStream:
         return self._resume("the publisher does not send them")
 
     def replay_failed(self, reason: str) -> Advance:
-        """There will be no answer, or not the rest of it; `reason` says why."""
+        """There will be no answer, or not the rest of it; `reason` says why. An engine that may be a new one is taken for one."""
         if not self._awaiting:
             return NOTHING
+        clear = self._stranger
+        if clear:
+            self._forget(waiting=False)
         self._unsure = f"no replay: {reason}"
-        self._progressed = False
-        return self._resume(self._unsure)
+        self._progressed, self._in_vain = False, True
+        return structs.replace(self._resume(self._unsure), clear=clear)
 
     def statistics(self) -> StreamStatistics:
         """A snapshot."""
@@ -195,6 +203,7 @@ class SourceStream:
         self._awaiting = True
         self._anchored = self._next == 0
         self._progressed = False
+        self._in_vain = bool(self._waiting)
         self._counts["replays"] += 1
         self._settle()
         return Advance(replay_from=max(self._next - 1, 0))
@@ -214,7 +223,7 @@ class SourceStream:
                 del self._waiting[sequence]
                 continue
             if sequence > self._next:
-                if self._progressed:
+                if self._progressed or not self._in_vain:
                     return structs.replace(self._ask(), batches=tuple(batches))
                 self._skip_to(sequence, why)
             del self._waiting[sequence]
@@ -243,7 +252,7 @@ class SourceStream:
     def _forget(self, *, waiting: bool = True) -> None:
         """Know nothing any more; with `waiting` not even what waits."""
         self._next = 0
-        self._awaiting = False
+        self._awaiting = self._stranger = False
         self._unsure = "nothing heard yet"
         self._lost = ""
         if waiting:

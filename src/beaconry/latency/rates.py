@@ -2,7 +2,8 @@
 
 Two straight lines per variant, each fitted with forgetting: TTFT against the tokens to prefill (its own and those ahead of it),
 and inter-token time against the batch. A third figure, how many sequences an engine runs at once, comes from scraped
-running/waiting counts, or from legs that queued. A per-endpoint factor follows single slow or fast engines.
+running/waiting counts, or from legs that queued. The lines are the mean over a variant's endpoints; a factor per endpoint follows
+single slow or fast ones.
 
 Robust by construction: an observation counts as at most three times, at least a third, of what was expected, so an outlier moves
 little and a real change is followed geometrically; waiting only ever adds to TTFT, so what comes late counts for less than what comes
@@ -74,24 +75,26 @@ class _Line:
     squares forgets the slope there, and a prefill believed to be free has every prefix copied everywhere.
     """
 
-    __slots__ = ("base", "seen", "slope")
+    __slots__ = ("base", "base_seen", "slope", "slope_seen")
 
     def __init__(self, base: float, slope: float) -> None:
         self.base = base
         self.slope = slope
-        self.seen = 0
+        self.base_seen = 0.0  # observations so far, each by its share in the base
+        self.slope_seen = 0.0
 
     def at(self, x: float) -> float:
         return self.base + self.slope * x
 
     def observe(self, x: float, y: float, weight: float = 1.0) -> None:
         expected = self.base + self.slope * x
-        error = min(max(y / expected, 1 / _CLIP), _CLIP) - 1
-        self.seen += 1
-        step = weight * error * max(_GAIN, 1 / (self.seen + 1))
+        error = weight * (min(max(y / expected, 1 / _CLIP), _CLIP) - 1)
         base_share = self.base / expected
-        self.base *= 1 + step * base_share
-        self.slope *= 1 + step * (1 - base_share)
+        slope_share = 1 - base_share
+        self.base *= 1 + error * base_share * max(_GAIN, 1 / (2 + self.base_seen))
+        self.slope *= 1 + error * slope_share * max(_GAIN, 1 / (2 + self.slope_seen))
+        self.base_seen += base_share
+        self.slope_seen += slope_share
 
 
 class _Variant:
@@ -198,18 +201,18 @@ class RateBook:
     def _learn_prefill(self, name: str, known: _Variant, ttft_s: float, tokens: int, in_flight: int) -> None:
         if in_flight >= known.slots:
             return  # most of its TTFT was waiting for a place in the batch
-        ttft_s /= self._factors.get(name, 1.0)
-        known.prefill.observe(tokens, ttft_s, 1.0 if ttft_s <= known.prefill.at(tokens) else _LATE_WEIGHT)
+        in_time = ttft_s <= self._factors.get(name, 1.0) * known.prefill.at(tokens)
+        known.prefill.observe(tokens, ttft_s, 1.0 if in_time else _LATE_WEIGHT)
 
     def _learn_decoding(self, name: str, known: _Variant, leg: LegTimes) -> None:
         factor = self._factors.get(name, 1.0)
         stalled_s = factor * known.prefill.slope * leg.prefilled_tokens
         itl_s = max(leg.decode_s - stalled_s, 0.3 * leg.decode_s) / (leg.output_tokens - 1)
         ratio = itl_s / max(known.decoding.at(leg.batch), 1e-6)
-        known.decoding.observe(leg.batch, itl_s / factor)
+        known.decoding.observe(leg.batch, itl_s)
         factor += _FACTOR_GAIN * (min(max(ratio, factor / _CLIP), factor * _CLIP) - factor)
         self._factors[name] = min(max(factor, 0.25), 8.0)
-        known.decode_s += 0.02 * (min(leg.decode_s / factor, known.decode_s * 10) - known.decode_s)
+        known.decode_s += 0.02 * (min(leg.decode_s, known.decode_s * 10) - known.decode_s)
         known.output_tokens += 0.02 * (leg.output_tokens - known.output_tokens)
 
     def observe_sample(self, endpoint: Endpoint, sample: LoadSample) -> None:

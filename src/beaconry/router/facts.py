@@ -8,6 +8,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from beaconry.values.endpoint import Endpoint, LoadSample
+from beaconry.values.kv_events import KvEvent, SourceState
 from beaconry.values.request import Request, Usage
 
 
@@ -100,6 +101,31 @@ class LoadSampled(Struct, frozen=True):
     sample: LoadSample
 
 
+class KvEvents(Struct, frozen=True):
+    """An engine's cache has changed. A few hundred blocks at most: more come as several facts."""
+
+    name: str
+    rank: int
+    events: tuple[KvEvent, ...]
+
+
+class KvCleared(Struct, frozen=True):
+    """All that was known of an engine's cache is void: it has restarted, or its past has to be told anew."""
+
+    name: str
+    rank: int
+
+
+class KvSourceChanged(Struct, frozen=True):
+    """An engine's cache is known better or worse than before."""
+
+    name: str
+    rank: int
+    state: SourceState
+    reason: str
+    """Why it is not exact; empty if it is."""
+
+
 class TimerDue(Struct, frozen=True):
     """A time asked for with `WakeAt` has come."""
 
@@ -122,6 +148,9 @@ Fact = (
     | EndpointGone
     | HealthChecked
     | LoadSampled
+    | KvEvents
+    | KvCleared
+    | KvSourceChanged
     | TimerDue
     | Drain
 )

@@ -426,6 +426,7 @@ class Router:
             retries=self._retries,
             in_flight=len(self._exchanges),
             draining=self._drain_s is not None,
+            plugin_failures={name: failures.count for name, failures in self._scheduler.failures().items()},
         )
 
     def check(self) -> None:

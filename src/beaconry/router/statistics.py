@@ -131,6 +131,8 @@ class RouterStatistics(Struct, frozen=True, kw_only=True):
     retries: int
     in_flight: int
     draining: bool
+    plugin_failures: dict[str, int] = {}
+    """How often each plugin ("kind/name") raised, and was passed over."""
 
 
 class ModelCounters:

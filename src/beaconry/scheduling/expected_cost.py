@@ -36,7 +36,7 @@ from beaconry.values.request import Request
 
 _REGRET = 3.0
 _DISPLACED = 2.0
-_BEHIND = 1.0
+_BEHIND = 0.5
 _SHARE = 0.5
 
 

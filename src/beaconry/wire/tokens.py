@@ -31,6 +31,7 @@ _MEDIA_KEYS = frozenset(
     }
 )
 """What marks a content part as more than text, whatever its type says."""
+_TEMPLATE_ARGUMENTS = frozenset({"messages", "conversation", "tools", "tokenize", "chat_template", "return_dict"})
 _TEXT_TYPES = frozenset({"text", "input_text", "output_text", "refusal", "thinking", "tool_reference"})
 
 
@@ -74,7 +75,7 @@ class Reason(StrEnum):
     """None is configured, or none is healthy."""
 
 
-class NoTokens(BeaconryError):
+class NoTokensError(BeaconryError):
     """A prompt's tokens cannot be had here. Never the caller's fault: the request goes on without."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -181,33 +182,38 @@ _TEXT = msgspec.json.Decoder(_TextBody)
 
 
 def ask_of(api: Api, body: bytes) -> Ask:
-    """What a body asks for. NoTokens if its prompt cannot be reproduced."""
+    """What a body asks for. NoTokensError if its prompt cannot be reproduced."""
     try:
         if api is Api.CHAT:
             return _chat(_CHAT.decode(body))
         if api is Api.COMPLETIONS:
             return _text(_TEXT.decode(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise NoTokens(Reason.INVALID, str(error)) from None
-    raise NoTokens(Reason.API, f"prompts of the {api.value} API are not reproduced")
+        raise NoTokensError(Reason.INVALID, str(error)) from None
+    raise NoTokensError(Reason.API, f"prompts of the {api.value} API are not reproduced")
 
 
 def _refuse_truncation(body: _Body) -> None:
     if body.truncate_prompt_tokens is not None:
-        raise NoTokens(Reason.OPTION, "truncate_prompt_tokens: what is cut off depends on the engine's limits")
+        raise NoTokensError(Reason.OPTION, "truncate_prompt_tokens: what is cut off depends on the engine's limits")
 
 
 def _chat(body: _ChatBody) -> Chat:
     _refuse_truncation(body)
     if body.chat_template is not None:
-        raise NoTokens(Reason.OPTION, "chat_template: the request brings its own, which most engines refuse")
+        raise NoTokensError(Reason.OPTION, "chat_template: the request brings its own, which most engines refuse")
+    taken = _TEMPLATE_ARGUMENTS.intersection(body.chat_template_kwargs or ())
+    if taken:
+        raise NoTokensError(Reason.OPTION, f"chat_template_kwargs: {min(taken)} is not the request's to set")
     if body.tools and body.tool_choice == "none":
-        raise NoTokens(Reason.OPTION, "tool_choice none with tools: engines can be told to leave the tools out then")
+        raise NoTokensError(
+            Reason.OPTION, "tool_choice none with tools: engines can be told to leave the tools out then"
+        )
     for message in body.messages:
         if not isinstance(message.get("role"), str):
-            raise NoTokens(Reason.INVALID, "a message without a role")
+            raise NoTokensError(Reason.INVALID, "a message without a role")
         if not isinstance(message.get("content"), str | list | None):
-            raise NoTokens(Reason.INVALID, "a message's content is neither text nor parts")
+            raise NoTokensError(Reason.INVALID, "a message's content is neither text nor parts")
     return Chat(
         model=body.model,
         messages=body.messages,
@@ -244,21 +250,21 @@ def _has_media(content: Any) -> bool:
 def _text(body: _TextBody) -> Given | Text:
     _refuse_truncation(body)
     if body.prompt_embeds is not None:
-        raise NoTokens(Reason.OPTION, "prompt_embeds: no tokens at all")
-    prompt = body.prompt
+        raise NoTokensError(Reason.OPTION, "prompt_embeds: no tokens at all")
+    prompt: object = body.prompt
     if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
         prompt = prompt[0]
     if isinstance(prompt, str):
         special = body.add_special_tokens is not False
         return Text(model=body.model, text=prompt, special_tokens=special, salt=body.cache_salt)
-    if not prompt:
-        raise NoTokens(Reason.INVALID, "no prompt")
+    if not isinstance(prompt, list) or not prompt:
+        raise NoTokensError(Reason.INVALID, "no prompt")
     if not isinstance(prompt[0], int):
-        raise NoTokens(Reason.PROMPTS, f"{len(prompt)} prompts in one body")
+        raise NoTokensError(Reason.PROMPTS, f"{len(prompt)} prompts in one body")
     try:
-        return Given(ids=array("I", prompt), salt=body.cache_salt)  # type: ignore[arg-type]
+        return Given(ids=array("I", prompt), salt=body.cache_salt)
     except (TypeError, OverflowError) as error:
-        raise NoTokens(Reason.INVALID, f"token ids: {error}") from None
+        raise NoTokensError(Reason.INVALID, f"token ids: {error}") from None
 
 
 # -- an engine's own endpoints
@@ -287,35 +293,36 @@ _TOKENIZED = msgspec.json.Decoder(_Tokenized)
 _RENDERED = msgspec.json.Decoder(_Rendered)
 
 
-def tokenize_body(ask: Text | Chat) -> bytes:
-    """What to POST to `/tokenize` for this."""
+def tokenize_body(ask: Text | Chat, body: bytes) -> bytes:
+    """What to POST to `/tokenize` for this body: its parts as the client wrote them."""
     if isinstance(ask, Text):
         return msgspec.json.encode({"model": ask.model, "prompt": ask.text, "add_special_tokens": ask.special_tokens})
+    given = msgspec.json.decode(body, type=dict[str, Raw])
     values = dict(ask.template_values)
-    body: dict[str, Any] = {
+    asked: dict[str, Any] = {
         "model": ask.model,
-        "messages": ask.messages,
+        "messages": given["messages"],
         "add_generation_prompt": values.pop("add_generation_prompt"),
         "continue_final_message": values.pop("continue_final_message"),
         "add_special_tokens": ask.special_tokens,
     }
     if ask.tools is not None:
-        body["tools"] = ask.tools
+        asked["tools"] = given["tools"]
     if values:
-        body["chat_template_kwargs"] = values
-    return msgspec.json.encode(body)
+        asked["chat_template_kwargs"] = values
+    return msgspec.json.encode(asked)
 
 
 def parse_tokenized(body: bytes) -> "array[int]":
-    """The token ids of a `/tokenize` answer. NoTokens if it is not one."""
+    """The token ids of a `/tokenize` answer. NoTokensError if it is not one."""
     try:
         return array("I", _TOKENIZED.decode(body).tokens)
     except (msgspec.DecodeError, UnicodeDecodeError, OverflowError) as error:
-        raise NoTokens(Reason.FAILED, f"the engine's /tokenize answer cannot be read: {error}") from None
+        raise NoTokensError(Reason.FAILED, f"the engine's /tokenize answer cannot be read: {error}") from None
 
 
 def parse_rendered(body: bytes) -> "tuple[array[int], tuple[MediaItem, ...]]":
-    """The token ids and media items of a `/v1/chat/completions/render` answer. NoTokens if it is not one."""
+    """The token ids and media items of a `/v1/chat/completions/render` answer. NoTokensError if it is not one."""
     try:
         rendered = _RENDERED.decode(body)
         ids = array("I", rendered.token_ids)
@@ -326,5 +333,5 @@ def parse_rendered(body: bytes) -> "tuple[array[int], tuple[MediaItem, ...]]":
             for identifier, where in zip(hashes, features.mm_placeholders[modality], strict=True)  # type: ignore[union-attr]
         ]
     except (msgspec.DecodeError, UnicodeDecodeError, OverflowError, KeyError, ValueError) as error:
-        raise NoTokens(Reason.FAILED, f"the engine's render answer cannot be read: {error}") from None
+        raise NoTokensError(Reason.FAILED, f"the engine's render answer cannot be read: {error}") from None
     return ids, tuple(sorted(items, key=lambda item: item.offset))

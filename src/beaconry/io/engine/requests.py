@@ -197,7 +197,17 @@ def _decode(decoder: "msgspec.json.Decoder[_Body]", body: bytes) -> _Body:
         raise _bad(f"JSON decode error: {error}") from None
 
 
+def chat_text(body: bytes) -> str:
+    """Return the text of the prompt that a chat body makes. CallerError if it makes none."""
+    asked = _decode(_CHAT, body)
+    return _chat_text(asked.messages, asked.tools, reply=True)
+
+
 def _chat_prompt(messages: list[Message], tools: Raw | UnsetType | None, *, reply: bool) -> "array[int]":
+    return encode(_chat_text(messages, tools, reply=reply))
+
+
+def _chat_text(messages: list[Message], tools: Raw | UnsetType | None, *, reply: bool) -> str:
     if not messages:
         raise _bad("List should have at least 1 item after validation, not 0", "messages")
     turns = []
@@ -209,7 +219,7 @@ def _chat_prompt(messages: list[Message], tools: Raw | UnsetType | None, *, repl
             content += bytes(message.tool_calls).decode()
         turns.append((message.role, content))
     shown_tools = bytes(tools).decode() if isinstance(tools, Raw) else ""
-    return encode(render_chat(turns, tools=shown_tools, reply=reply))
+    return render_chat(turns, tools=shown_tools, reply=reply)
 
 
 def _part_text(part: dict[str, Any]) -> str:

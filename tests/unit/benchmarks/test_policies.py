@@ -1,0 +1,33 @@
+"""The policy benchmarks' short forms run, print their figures, and write them as JSON."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.smoke
+ROOT = Path(__file__).parents[3]
+
+
+def smoke(module, tmp_path):
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--smoke", "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, json.loads(file.read_text())
+
+
+def test_policies_compares_the_default_with_stickiness_and_pinning(tmp_path):
+    printed, figures = smoke("policies", tmp_path)
+    assert "TTFT p50 ms" in printed
+    assert {row["policy"] for row in figures} == {"expected-cost", "sticky", "pinned"}
+    assert all(row["hit_percent"] > 90 for row in figures)
+
+
+def test_prefix_index_shows_what_self_correction_gains(tmp_path):
+    printed, figures = smoke("prefix_index", tmp_path)
+    assert "self-correcting" in printed
+    unlimited = figures["wrong"][-1]
+    assert unlimited["learnt"] < unlimited["fixed"]
