@@ -20,8 +20,10 @@ from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.step_time import LinearStepTime
 from beaconry.engine_model.values import EngineSettings
 from beaconry.kvindex.approximate import ApproximateIndex
+from beaconry.kvindex.exact import ExactIndex
 from beaconry.latency.rates import RateBook
 from beaconry.plugins.registry import Registry
+from beaconry.router.caches import Caches
 from beaconry.router.router import Router
 from beaconry.scheduling.scheduler import Scheduler, make_scheduler
 from beaconry.sim.fleet import Fleet
@@ -163,7 +165,7 @@ def run(workload: str, load: int, policy: str, seed: int) -> Outcome:
     )
     router = Router(
         scheduler=scheduler,
-        index=ApproximateIndex(),
+        caches=Caches(ApproximateIndex(), ExactIndex()),
         rates=rates,
         rng=Random(seed),
         deadlines=Deadlines(),

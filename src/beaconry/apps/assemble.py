@@ -16,8 +16,10 @@ from beaconry.io.metrics import MetricsPage
 from beaconry.io.monitor import Monitor
 from beaconry.io.relay import Relay
 from beaconry.kvindex.approximate import ApproximateIndex
+from beaconry.kvindex.exact import ExactIndex
 from beaconry.latency.rates import RateBook
 from beaconry.plugins.registry import Registry
+from beaconry.router.caches import Caches
 from beaconry.router.effects import Ended
 from beaconry.router.facts import Drain, EndpointGone, EndpointSeen, Fact
 from beaconry.router.router import Router
@@ -33,7 +35,7 @@ def make_router(config: GatewayConfig) -> Router:
     rates = RateBook()
     return Router(
         scheduler=make_scheduler(config.policy, rates, Registry.installed()),
-        index=ApproximateIndex(limit_bytes=config.index_bytes),
+        caches=Caches(ApproximateIndex(config.index_bytes), ExactIndex(config.exact_index_bytes)),
         rates=rates,
         rng=Random(config.seed),
         deadlines=config.deadlines,

@@ -140,6 +140,8 @@ class GatewayConfig(Section, frozen=True):
     """A policy's name: `beaconry policies` lists them."""
     index_bytes: int = 268_435_456
     """Bound on the prefix index: about 2.5 million blocks of 64 tokens."""
+    exact_index_bytes: int = 1_073_741_824
+    """Bound on the index of engine events: about eleven million blocks."""
     seed: int = 0
     """Of the policy's own chance (tie breaks, random policies)."""
     endpoints: tuple[EndpointConfig, ...] = ()

@@ -1,16 +1,17 @@
 """Tokens from the engines themselves: `/tokenize` for text, `/v1/chat/completions/render` for images.
 
-Any healthy endpoint of the model will do, they take turns. A question is bounded in time, size and number; an endpoint that fails or is late
-several times running is left alone for a while, the longer the more often, so that a slow one does not cost every request its deadline.
+Any healthy endpoint of the model will do, they take turns. A question is bounded in time, size and number; an endpoint that fails or
+is late several times running is left alone for a while, the longer the more often, so that a slow one does not cost every request its
+deadline.
 """
 
-import asyncio
-from array import array
 from collections.abc import Callable, Sequence
 
-from beaconry.io.fetch import Fetched, fetch
+from msgspec import Struct
+
+from beaconry.io.fetch import fetch
+from beaconry.io.token_source import Later, Told
 from beaconry.io.upstream import UpstreamPool
-from beaconry.values.block_hash import MediaItem
 from beaconry.values.endpoint import Endpoint, EngineType
 from beaconry.values.errors import EngineError
 from beaconry.wire.tokens import (
@@ -58,78 +59,74 @@ class EngineTokens:
         self._turn = 0
         self._asked = 0
         """Questions under way, at most ASKED_AT_ONCE."""
-        self._failed: dict[str, int] = {}
-        """Failures running, by endpoint; absent for none."""
-        self._paused_until_s: dict[str, float] = {}
-        """By endpoint that is, or was, left alone."""
+        self._troubles: dict[str, _Trouble] = {}
+        """By endpoint, while its last answer was a failure; of endpoints that are there only."""
 
-    def now(self, ask: Text | Chat, body: bytes) -> None:  # noqa: ARG002
+    def begin(self, ask: Text | Chat, body: bytes) -> Later:
         """Nothing comes from an engine at once."""
-        return
+        return lambda within_s: self._ask(ask, body, within_s)
 
-    async def later(self, ask: Text | Chat, body: bytes, within_s: float) -> "tuple[array[int], tuple[MediaItem, ...]]":
-        """Ask an engine. NoTokensError: none to ask, no answer in time, or not the answer that was asked for."""
+    async def _ask(self, ask: Text | Chat, body: bytes, within_s: float) -> Told:
         if len(body) > BODY_BYTES:
             raise NoTokensError(Reason.DEADLINE, f"a body of {len(body)} bytes takes an engine too long to tokenize")
         if self._asked >= ASKED_AT_ONCE:
             raise NoTokensError(Reason.BUSY, f"{self._asked} questions for tokens are under way")
         endpoint = self._next()
         render = isinstance(ask, Chat) and ask.media
-        path = RENDER_PATH if render else "/tokenize"
+        path, question = (RENDER_PATH, body) if render else ("/tokenize", tokenize_body(ask, body))
+        begun_s = self._now_s()
         self._asked += 1
         try:
-            answer = await fetch(
-                self._pool_of(endpoint),
-                path,
-                endpoint.address,
-                within_s,
-                ANSWER_BYTES,
-                body if render else tokenize_body(ask, body),
-            )
+            pool = self._pool_of(endpoint)
+            answer = await fetch(pool, path, endpoint.address, within_s, ANSWER_BYTES, question)
         except EngineError as error:
             self._has_failed(endpoint)
-            late = "no complete answer" in str(error)
+            late = self._now_s() - begun_s >= within_s
             raise NoTokensError(Reason.DEADLINE if late else Reason.FAILED, str(error)) from None
-        except asyncio.CancelledError:
-            raise  # the client has gone: says nothing about the endpoint
         finally:
             self._asked -= 1
-        return self._read(endpoint, path, answer, render=render)
-
-    def _read(
-        self, endpoint: Endpoint, path: str, answer: Fetched, *, render: bool
-    ) -> "tuple[array[int], tuple[MediaItem, ...]]":
-        self._failed.pop(endpoint.name, None)
-        self._paused_until_s.pop(endpoint.name, None)
-        if answer.status == 200:
-            return parse_rendered(answer.body) if render else (parse_tokenized(answer.body), ())
-        if answer.status in (403, 404) and render:
-            raise NoTokensError(
-                Reason.MEDIA, f"{endpoint.name} answers {answer.status} to {path}: start vLLM with --enable-scale-out"
-            )
+        what = f"{endpoint.name} answers {answer.status} to {path}"
+        if answer.status >= 500 or answer.status == 429:
+            self._has_failed(endpoint)
+            raise NoTokensError(Reason.FAILED, what)
+        self._troubles.pop(endpoint.name, None)
         if answer.status == 400:
-            raise NoTokensError(Reason.INVALID, f"{endpoint.name} answers 400 to {path}")
-        self._has_failed(endpoint)
-        raise NoTokensError(Reason.FAILED, f"{endpoint.name} answers {answer.status} to {path}")
+            raise NoTokensError(Reason.INVALID, what)
+        if answer.status != 200:
+            missing = render and answer.status in (403, 404)
+            reason = Reason.MEDIA if missing else Reason.FAILED
+            raise NoTokensError(reason, what + ": start vLLM with --enable-scale-out" * missing)
+        return parse_rendered(answer.body) if render else (parse_tokenized(answer.body), ())
 
     def _next(self) -> Endpoint:
         candidates = [endpoint for endpoint in self._endpoints() if endpoint.engine in _ENGINES]
         if not candidates:
             raise NoTokensError(Reason.NO_SOURCE, "no healthy engine of this model can be asked for tokens")
-        now_s = self._now_s()
-        known = {endpoint.name for endpoint in candidates}
-        for name in [name for name in self._paused_until_s if name not in known]:
-            del self._paused_until_s[name]  # gone or ill: it begins afresh when it is back
-            self._failed.pop(name, None)
-        open_ = [e for e in candidates if now_s >= self._paused_until_s.get(e.name, 0.0)]
-        if not open_:
-            raise NoTokensError(Reason.FAILED, "all engines of this model have failed to tell tokens; asked again soon")
+        if self._troubles:
+            there = {endpoint.name for endpoint in candidates}
+            self._troubles = {name: trouble for name, trouble in self._troubles.items() if name in there}
+            now_s = self._now_s()
+            candidates = [
+                e for e in candidates if e.name not in self._troubles or now_s >= self._troubles[e.name].until_s
+            ]
+            if not candidates:
+                raise NoTokensError(
+                    Reason.FAILED, "all engines of this model have failed to tell tokens; asked again soon"
+                )
         self._turn += 1
-        return open_[self._turn % len(open_)]
+        return candidates[self._turn % len(candidates)]
 
     def _has_failed(self, endpoint: Endpoint) -> None:
-        failures = self._failed.get(endpoint.name, 0) + 1
-        self._failed[endpoint.name] = failures
+        trouble = self._troubles.get(endpoint.name)
+        failures = 1 if trouble is None else trouble.failures + 1
+        pause_s = 0.0
         if failures >= FAILURES:
             pause_s = min(PAUSE_MAX_S, PAUSE_S * 2.0 ** min(failures - FAILURES, 10))
-            self._paused_until_s[endpoint.name] = self._now_s() + pause_s
+        self._troubles[endpoint.name] = _Trouble(failures, self._now_s() + pause_s)
+
+
+class _Trouble(Struct, frozen=True):
+    failures: int
+    """Running."""
+    until_s: float
+    """When it may be asked again."""

@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 
 from msgspec import Struct
 
-from beaconry.values.block_hash import MediaItem
+from beaconry.io.token_source import Later, Told
 from beaconry.wire.piece_cache import PieceCache, PieceCacheStatistics
 from beaconry.wire.tokens import Chat, NoTokensError, Reason, Text, TokenSource
 
@@ -26,8 +26,10 @@ PENDING_CHARS = 4_000_000
 """Handed in and not done, per model: two seconds of work."""
 FIRST_SPEED = 1e6
 """Characters a second, until some have been seen; vocabularies of 128k tokens reach 1 to 3 million on one core."""
-Result = tuple["array[int]", tuple[MediaItem, ...]]
-_NO_PIECES: dict[int, "array[int]"] = {}
+Known = dict[int, "array[int]"]
+"""Tokens of pieces by key."""
+Keyed = list[tuple[int, str]]
+"""A text's pieces with their keys, in order."""
 
 
 class LocalTokensStatistics(Struct, frozen=True, kw_only=True):
@@ -61,7 +63,7 @@ class LocalTokens:
         self._executor = executor
         self._cache = cache
         self._before, self._after = affixes
-        self._jobs: dict[int, asyncio.Future[dict[int, array[int]]]] = {}
+        self._jobs: dict[int, asyncio.Future[Known]] = {}
         """By key of each piece that a thread has or will have."""
         self._pending_chars = 0
         """Of all jobs."""
@@ -70,37 +72,41 @@ class LocalTokens:
         self._speed = FIRST_SPEED
         """Characters a second, smoothed."""
 
-    def now(self, ask: Text | Chat, body: bytes) -> "Result | list[str]":
-        """The tokens, if that takes no more than a millisecond; else the prompt's pieces, for `later`. NoTokensError: there are none."""
+    def begin(self, ask: Text | Chat, body: bytes) -> Told | Later:
+        """The tokens, if that takes no more than a millisecond, else how to get them. NoTokensError: there are none."""
         if isinstance(ask, Chat) and ask.media:
             raise NoTokensError(Reason.MEDIA, "content that is not text: its placeholders and hashes are the engine's")
         if len(body) > RENDER_INLINE_BYTES:
             raise NoTokensError(Reason.DEADLINE, f"a body of {len(body)} bytes takes too long to render")
         pieces = self._cache.cut(self._prompt(ask, body))
-        missing = self._look_up(pieces)[1]
+        keyed, known = self._look_up(pieces)
+        missing = {key: piece for key, piece in keyed if key not in known}
         if sum(map(len, missing.values())) > INLINE_CHARS:
-            return pieces
-        return self._joined(ask, pieces, _NO_PIECES), ()
+            return lambda within_s: self._later(ask, keyed, known, missing, within_s)
+        for key, piece in missing.items():
+            known[key] = self._encode(piece)
+            self._cache.put(key, known[key])
+        return self._joined(ask, keyed, known), ()
 
-    async def later(self, ask: Text | Chat, pieces: list[str], within_s: float) -> Result:
-        """The tokens of a prompt's pieces. NoTokensError if they would be, or are, late."""
-        found, missing = self._look_up(pieces)
-        waiting_for = [self._jobs[key] for key in missing if key in self._jobs]
+    async def _later(
+        self, ask: Text | Chat, keyed: Keyed, known: Known, missing: dict[int, str], within_s: float
+    ) -> Told:
+        jobs = {self._jobs[key] for key in missing if key in self._jobs}
         fresh = {key: piece for key, piece in missing.items() if key not in self._jobs}
         chars = sum(map(len, fresh.values()))
         if self._pending_chars + chars > PENDING_CHARS:
             raise NoTokensError(Reason.BUSY, f"{self._pending_chars} characters wait to be tokenized")
         needed_s = (self._pending_chars + chars) / self._speed
         if fresh:
-            waiting_for.append(self._hand_in(fresh, chars))
+            jobs.add(self._hand_in(fresh, chars))
         if needed_s > within_s:
             raise NoTokensError(Reason.DEADLINE, f"{chars} new characters would take about {1e3 * needed_s:.0f} ms")
-        done, late = await asyncio.wait(set(waiting_for), timeout=within_s)
+        done, late = await asyncio.wait(jobs, timeout=within_s)
         if late:
             raise NoTokensError(Reason.DEADLINE, f"{chars} new characters took longer than {1e3 * within_s:.0f} ms")
         for job in done:
-            found.update(job.result())
-        return self._joined(ask, pieces, found), ()
+            known.update(job.result())
+        return self._joined(ask, keyed, known), ()
 
     def statistics(self) -> LocalTokensStatistics:
         """Sizes, counts, seconds."""
@@ -108,48 +114,41 @@ class LocalTokens:
             cache=self._cache.statistics(), chars=self._chars, busy_s=self._busy_s, pending_chars=self._pending_chars
         )
 
-    def _look_up(self, pieces: list[str]) -> "tuple[dict[int, array[int]], dict[int, str]]":
-        found, missing = {}, {}
+    def _look_up(self, pieces: list[str]) -> tuple[Keyed, Known]:
+        keyed, known = [], {}
         for piece in pieces:
             key, tokens = self._cache.get(piece)
-            if tokens is None:
-                missing[key] = piece
-            else:
-                found[key] = tokens
-        return found, missing
+            keyed.append((key, piece))
+            if tokens is not None:
+                known[key] = tokens
+        return keyed, known
 
-    def _joined(self, ask: Text | Chat, pieces: list[str], known: "dict[int, array[int]]") -> "array[int]":
+    def _joined(self, ask: Text | Chat, keyed: Keyed, known: Known) -> "array[int]":
         tokens = array("I")
         if ask.special_tokens:
             tokens.extend(self._before)
-        for piece in pieces:
-            key, ids = self._cache.get(piece)
-            if ids is None:
-                ids = known.get(key)  # too large to be kept, or already gone
-            if ids is None:
-                ids = self._encode(piece)
-                self._cache.put(key, ids)
-            tokens.extend(ids)
+        for key, _ in keyed:
+            tokens.extend(known[key])
         if ask.special_tokens:
             tokens.extend(self._after)
         return tokens
 
-    def _hand_in(self, fresh: dict[int, str], chars: int) -> "asyncio.Future[dict[int, array[int]]]":
+    def _hand_in(self, fresh: dict[int, str], chars: int) -> asyncio.Future[Known]:
         encode = self._encode
 
-        def work() -> "tuple[dict[int, array[int]], float]":
+        def work() -> tuple[Known, float]:
             begun_s = time.perf_counter()
             ids = {key: encode(piece) for key, piece in fresh.items()}
             return ids, time.perf_counter() - begun_s
 
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[dict[int, array[int]]] = loop.create_future()
+        done: asyncio.Future[Known] = loop.create_future()
         running = loop.run_in_executor(self._executor, work)
         for key in fresh:
             self._jobs[key] = done
         self._pending_chars += chars
 
-        def ended(job: "asyncio.Future[tuple[dict[int, array[int]], float]]") -> None:
+        def ended(job: asyncio.Future[tuple[Known, float]]) -> None:
             self._pending_chars -= chars
             for key in fresh:
                 del self._jobs[key]

@@ -10,8 +10,8 @@ to be cached; it says where a prompt comes home to, so that each endpoint keeps 
 all fit.
 
 The capacity is learnt, not configured. An engine that reports fewer cached tokens than were believed resident has dropped
-that run, and so everything that it used less recently: the shelf shrinks to what is left. Hits near a full shelf's end, and
-every drop on belief alone, let it grow again. A restarted engine, which holds nothing, halves its shelf with each report.
+that run, and so everything that it used less recently: the shelf shrinks to what is left. Hits near a full shelf's end, and once it
+has shrunk every drop on belief alone, let it grow again. A restarted engine, which holds nothing, halves its shelf with each report.
 
 Two orders matter. Requests that wait in an engine's queue do not keep their blocks there, but will bring them back: so being
 sent counts as a use for the shelf's order, and only a leg's end, when the engine surely had the blocks, counts as evidence.
@@ -27,7 +27,7 @@ from math import ceil
 
 from msgspec import Struct
 
-from beaconry.values.errors import InternalError
+from beaconry.kvindex.shelf import LOOK_AHEAD, Hold, Run, Shelf, require
 
 _BLOCK_BYTES = 48
 """A hash in a run: the integer and its place in a tuple."""
@@ -43,8 +43,6 @@ _TOLERANCE = 0.05
 """Share of a prompt that a report may fall short without meaning anything: token counts are estimates."""
 _KNOWN = 3.0
 """Length of a shelf with its tail, in capacities: working sets further beyond the cache gain little from affinity."""
-_LOOK_AHEAD = 16
-"""Runs looked at for what a placement displaces; what lies beyond is taken to be like them."""
 
 
 class Match(Struct, frozen=True):
@@ -92,111 +90,13 @@ class IndexStatistics(Struct, frozen=True, kw_only=True):
     """Reports of fewer cached blocks than believed."""
 
 
-class _Run:
-    """A stretch of blocks. `uses` counts the prompts sent through it; `children` the runs that continue it."""
-
-    __slots__ = ("children", "hashes", "holds", "parent", "uses")
-
-    def __init__(self, hashes: tuple[int, ...], parent: "_Run | None") -> None:
-        self.hashes = hashes
-        self.parent = parent
-        self.children = 0
-        self.holds: dict[str, _Hold] = {}
-        self.uses = 0
-
-
-class _Hold:
-    """The first `known` blocks of `run` on one shelf: `blocks` of them live, `resident` of those known to have been computed.
-
-    `tick`: last use, sending included; `seen` <= `tick`: last use that the engine has confirmed.
-    """
-
-    __slots__ = ("blocks", "known", "newer", "older", "pins", "resident", "run", "seen", "tick")
-
-    def __init__(self, run: _Run | None) -> None:
-        self.run = run
-        self.blocks = 0
-        self.known = 0
-        self.pins = 0
-        self.resident = 0
-        self.seen = 0
-        self.tick = 0
-        self.older = self
-        self.newer = self
-
-
-class _Shelf:
-    """One endpoint's holds as a ring around `end`: `end.newer` is the oldest, `end.older` the last one used.
-
-    `oldest_live`: the oldest hold with live blocks, or `end`; everything newer is wholly live, everything older not at all.
-    `blocks`, `known`: sums over the holds.
-    """
-
-    __slots__ = ("blocks", "capacity", "end", "known", "learnt", "life", "name", "oldest_live", "tick")
-
-    def __init__(self, name: str, life: int) -> None:
-        self.name = name
-        self.life = life
-        self.end = self.oldest_live = _Hold(None)
-        self.blocks = 0
-        self.known = 0
-        self.capacity = float("inf")
-        self.learnt = False
-        self.tick = 0
-
-    def near_end(self, hold: _Hold) -> bool:
-        """Whether the shelf is full and `hold` among the live ones to be dropped next, up to a tenth of the capacity."""
-        if self.blocks < 0.9 * self.capacity:
-            return False
-        left, candidate = 0.1 * self.capacity, self.oldest_live
-        for _ in range(_LOOK_AHEAD):
-            if candidate is hold:
-                return candidate.run is not None
-            left -= candidate.blocks
-            if left < 0:
-                return False
-            candidate = candidate.newer
-        return False
-
-    def use(self, hold: _Hold, size: int) -> None:
-        """Make `hold` the most recently used one, live over `size` blocks. It may be new."""
-        if hold is self.oldest_live:
-            self.oldest_live = hold.newer
-        hold.older.newer, hold.newer.older = hold.newer, hold.older
-        self.blocks += size - hold.blocks
-        self.known += size - hold.known
-        hold.blocks = hold.known = size
-        hold.tick = self.tick
-        self.link(hold, self.end.older)
-        if self.oldest_live is self.end:
-            self.oldest_live = hold
-
-    def link(self, hold: _Hold, older: _Hold) -> None:
-        """Place `hold` directly on the more recent side of `older`."""
-        hold.older = older
-        hold.newer = older.newer
-        older.newer.older = hold
-        older.newer = hold
-
-    def fade(self, excess: int) -> int:
-        """Turn up to `excess` of the oldest live blocks into known ones; returns how many."""
-        hold = self.oldest_live
-        blocks = min(hold.blocks, excess)
-        self.blocks -= blocks
-        hold.blocks -= blocks
-        hold.resident = min(hold.resident, hold.blocks)
-        if not hold.blocks:
-            self.oldest_live = hold.newer
-        return blocks
-
-
 class ApproximateIndex:
     """Runs, shelves and what was learnt of reuse. Sizes are in blocks of the request side; `limit_bytes` bounds the memory."""
 
     def __init__(self, limit_bytes: int = 256 << 20) -> None:
         self._limit = limit_bytes
-        self._starts: dict[int, _Run] = {}  # first hash of a run -> run: hashes are chained, so this is the whole tree
-        self._shelves: dict[str, _Shelf] = {}
+        self._starts: dict[int, Run] = {}  # first hash of a run -> run: hashes are chained, so this is the whole tree
+        self._shelves: dict[str, Shelf] = {}
         self._bytes = 0  # estimate of what runs and holds occupy
         self._reused = [1.0] * _REUSE_CLASSES  # runs of each class that were used once more
         self._dropped = [1.0] * _REUSE_CLASSES  # runs of each class that were dropped by their last holder
@@ -209,7 +109,7 @@ class ApproximateIndex:
         found: dict[str, Match] = {}
         live: dict[str, int] = {}  # endpoints that hold all runs so far, some only as known -> where the live part ends
         position, length = 0, len(prefix)
-        parent: _Run | None = None
+        parent: Run | None = None
         alive: Iterable[str] = ()
         while position < length:
             run = self._starts.get(prefix[position])
@@ -244,7 +144,7 @@ class ApproximateIndex:
         if over <= 0:
             return 0.0
         hold, seen, lost = shelf.oldest_live, 0.0, 0.0
-        for _ in range(_LOOK_AHEAD):
+        for _ in range(LOOK_AHEAD):
             run = hold.run
             if run is None or seen >= over:
                 break
@@ -317,10 +217,11 @@ class ApproximateIndex:
                 break  # the rest is shared with other prompts, or computed
 
     def sized(self, name: str, blocks: float) -> None:
-        """A first guess of the capacity, from the engine's own metrics; ignored once a limit has been learnt."""
+        """What the engine's metrics say of its capacity: where learning begins, and again whenever it changes."""
         shelf = self._shelf(name)
-        if not shelf.learnt:
-            shelf.capacity = blocks
+        if blocks != shelf.reported:
+            shelf.reported = shelf.capacity = blocks
+            shelf.learnt = False
             self._fit(shelf)
 
     def forget(self, name: str) -> None:
@@ -343,46 +244,26 @@ class ApproximateIndex:
 
     def check(self) -> None:
         """Raise InternalError if an invariant does not hold. O(everything)."""
-        held = 0
-        for shelf in self._shelves.values():
-            blocks, known, hold, live = 0, 0, shelf.end.newer, False
-            while (run := hold.run) is not None:
-                held += 1
-                blocks, known = blocks + hold.blocks, known + hold.known
-                _require(run.holds.get(shelf.name) is hold, "a hold is on a shelf but not on its run")
-                _require(0 < hold.known <= len(run.hashes), "a hold's length is wrong")
-                _require(0 <= hold.resident <= hold.blocks <= hold.known, "a hold's parts are wrong")
-                _require(hold.newer.run is None or hold.newer.tick >= hold.tick, "a shelf is out of order")
-                _require(not live or hold.blocks == hold.known, "a newer hold is less live")
-                _require(
-                    (hold.blocks > 0) == (live or hold is shelf.oldest_live), "the oldest live hold is another one"
-                )
-                live = hold.blocks > 0
-                if run.parent is not None:
-                    above = run.parent.holds.get(shelf.name)
-                    _require(above is not None and above.known == len(run.parent.hashes), "an ancestor is missing")
-                    _require(above is not None and above.tick >= hold.tick, "an ancestor was used before its child")
-                hold = hold.newer
-            _require((blocks, known) == (shelf.blocks, shelf.known), "a shelf's blocks do not add up")
+        held = sum(shelf.check() for shelf in self._shelves.values())
         size = held * _HOLD_BYTES
         for first, run in self._starts.items():
             size += _RUN_BYTES + _BLOCK_BYTES * len(run.hashes)
-            _require(first == run.hashes[0] and bool(run.holds), "a run that nobody holds")
-            _require(
+            require(first == run.hashes[0] and bool(run.holds), "a run that nobody holds")
+            require(
                 run.children == sum(other.parent is run for other in self._starts.values()), "children do not add up"
             )
-        _require(size == self._bytes, "bytes do not add up")
+        require(size == self._bytes, "bytes do not add up")
 
-    def _shelf(self, name: str) -> _Shelf:
+    def _shelf(self, name: str) -> Shelf:
         shelf = self._shelves.get(name)
         if shelf is None:
             self._lives += 1
-            shelf = self._shelves[name] = _Shelf(name, self._lives)
+            shelf = self._shelves[name] = Shelf(name, self._lives)
         return shelf
 
-    def _path(self, prefix: Sequence[int]) -> list[_Run]:
+    def _path(self, prefix: Sequence[int]) -> list[Run]:
         """The runs that make up `prefix` exactly, made or split where needed."""
-        path: list[_Run] = []
+        path: list[Run] = []
         position, parent = 0, None
         while position < len(prefix):
             run = self._starts.get(prefix[position])
@@ -397,16 +278,16 @@ class ApproximateIndex:
             parent = run
         return path
 
-    def _add(self, hashes: tuple[int, ...], parent: _Run | None) -> _Run:
-        run = self._starts[hashes[0]] = _Run(hashes, parent)
+    def _add(self, hashes: tuple[int, ...], parent: Run | None) -> Run:
+        run = self._starts[hashes[0]] = Run(hashes, parent)
         if parent is not None:
             parent.children += 1
         self._bytes += _RUN_BYTES + _BLOCK_BYTES * len(hashes)
         return run
 
-    def _split(self, lower: _Run, at: int) -> _Run:
+    def _split(self, lower: Run, at: int) -> Run:
         """Part `lower` before block `at`; returns the new upper run, which takes the first part of every hold."""
-        upper = _Run(lower.hashes[:at], lower.parent)
+        upper = Run(lower.hashes[:at], lower.parent)
         upper.children, upper.uses = 1, lower.uses
         lower.hashes, lower.parent = lower.hashes[at:], upper
         self._starts[upper.hashes[0]] = upper
@@ -418,7 +299,7 @@ class ApproximateIndex:
                 upper.holds[name] = hold
                 del lower.holds[name]
                 continue
-            first = upper.holds[name] = _Hold(upper)
+            first = upper.holds[name] = Hold(upper)
             first.blocks, first.known, first.resident = min(hold.blocks, at), at, min(hold.resident, at)
             first.tick, first.seen, first.pins = hold.tick, hold.seen, hold.pins
             hold.blocks, hold.known = max(hold.blocks - at, 0), hold.known - at
@@ -432,32 +313,34 @@ class ApproximateIndex:
             self._remove(lower)
         return upper
 
-    def _unpin(self, shelf: _Shelf, path: list[_Run]) -> None:
+    def _unpin(self, shelf: Shelf, path: list[Run]) -> None:
         for run in path:
             hold = run.holds.get(shelf.name)
             if hold is not None and hold.pins:
                 hold.pins -= 1
 
-    def _touch(self, shelf: _Shelf, path: list[_Run], *, confirmed: bool) -> None:
+    def _touch(self, shelf: Shelf, path: list[Run], *, confirmed: bool) -> None:
         """Make `path` the most recently used on `shelf`, its beginning last, and fade what is beyond the capacity."""
         shelf.tick += 1
         for run in reversed(path):
             hold = run.holds.get(shelf.name)
             if hold is None:
-                hold = run.holds[shelf.name] = _Hold(run)
+                hold = run.holds[shelf.name] = Hold(run)
                 self._bytes += _HOLD_BYTES
             shelf.use(hold, len(run.hashes))
             if confirmed:
                 hold.resident, hold.seen = hold.blocks, shelf.tick
         self._fit(shelf)
 
-    def _fit(self, shelf: _Shelf) -> None:
+    def _fit(self, shelf: Shelf) -> None:
         while shelf.blocks > shelf.capacity:
-            shelf.capacity += _PROBE * shelf.fade(ceil(shelf.blocks - shelf.capacity))
+            faded = shelf.fade(ceil(shelf.blocks - shelf.capacity))
+            if shelf.learnt:
+                shelf.capacity += _PROBE * faded
         while shelf.known > _KNOWN * shelf.capacity:
             self._cut(shelf, shelf.end.newer, shelf.end.newer.known)
 
-    def _shrink(self, shelf: _Shelf, seen: int) -> None:
+    def _shrink(self, shelf: Shelf, seen: int) -> None:
         """The engine has dropped something last used at `seen`, so all older things too; at most half is believed at once."""
         floor = shelf.blocks / 2
         while shelf.oldest_live.run is not None and shelf.oldest_live.tick <= seen and shelf.blocks > floor:
@@ -465,7 +348,7 @@ class ApproximateIndex:
         shelf.capacity = min(shelf.capacity, max(shelf.blocks, 1))
         shelf.learnt = True
 
-    def _cut(self, shelf: _Shelf, hold: _Hold, blocks: int) -> None:
+    def _cut(self, shelf: Shelf, hold: Hold, blocks: int) -> None:
         """Take the last `blocks` known blocks of a hold from the shelf; the run goes with its last hold."""
         run = hold.run
         assert run is not None
@@ -486,7 +369,7 @@ class ApproximateIndex:
             self._count(self._dropped, run)
             self._remove(run)
 
-    def _remove(self, run: _Run) -> None:
+    def _remove(self, run: Run) -> None:
         del self._starts[run.hashes[0]]
         if run.parent is not None:
             run.parent.children -= 1
@@ -500,12 +383,12 @@ class ApproximateIndex:
                 return
             self._cut(shelf, hold, hold.known)
 
-    def _reuse(self, run: _Run) -> float:
+    def _reuse(self, run: Run) -> float:
         """Chance that a run used as often as this one is used again before it is dropped."""
         kind = _reuse_class(run.uses)
         return self._reused[kind] / (self._reused[kind] + self._dropped[kind])
 
-    def _count(self, counts: list[float], run: _Run) -> None:
+    def _count(self, counts: list[float], run: Run) -> None:
         kind = _reuse_class(run.uses)
         counts[kind] += 1.0
         if counts[kind] > _REUSE_MEMORY:
@@ -513,9 +396,7 @@ class ApproximateIndex:
             self._dropped[kind] /= 2
 
 
-def _match(
-    name: str, hold: _Hold | None, parent: _Run | None, position: int, common: int, live: dict[str, int]
-) -> Match:
+def _match(name: str, hold: Hold | None, parent: Run | None, position: int, common: int, live: dict[str, int]) -> Match:
     """The match of an endpoint that holds everything before `position`, where `parent` ends, and `hold` of the run behind it."""
     if hold is not None:
         known, blocks, sharers = position + min(hold.known, common), position + min(hold.blocks, common), hold.pins
@@ -542,8 +423,3 @@ def _common(hashes: Sequence[int], prefix: Sequence[int], position: int) -> int:
         else:
             differs = middle
     return shared
-
-
-def _require(holds: bool, what: str) -> None:
-    if not holds:
-        raise InternalError(f"prefix index: {what}")

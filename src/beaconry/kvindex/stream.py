@@ -18,13 +18,12 @@ Invariants, verified by `check()`: live batches wait only while an answer is awa
 only while nothing is awaited, unsure or lost.
 """
 
-from collections.abc import Iterable, Iterator
 from math import inf
 
 from msgspec import Struct, structs
 
 from beaconry.values.errors import InternalError
-from beaconry.values.kv_events import AllBlocksCleared, BlockStored, KvBatch, KvEvent, SourceState
+from beaconry.values.kv_events import AllBlocksCleared, KvBatch, SourceState
 
 
 class Advance(Struct, frozen=True):
@@ -264,39 +263,6 @@ class SourceStream:
             self.state = SourceState.EXACT
         else:
             self.state = SourceState.DEGRADED if self._next else SourceState.COLD
-
-
-def in_turns(events: Iterable[KvEvent], blocks: int) -> Iterator[tuple[KvEvent, ...]]:
-    """Cut events into groups of at most `blocks` blocks, so that whoever applies them can do something else in between."""
-    group: list[KvEvent] = []
-    room = blocks
-    for event in events:
-        for part in _parts(event, blocks) if type(event) is BlockStored else (event,):
-            size = len(part.block_hashes) if type(part) is BlockStored else 1
-            if size > room:
-                yield tuple(group)
-                group, room = [], blocks
-            group.append(part)
-            room -= size
-    if group:
-        yield tuple(group)
-
-
-def _parts(event: BlockStored, blocks: int) -> Iterator[BlockStored]:
-    """The same run in pieces of at most `blocks` blocks."""
-    hashes, size = event.block_hashes, event.block_tokens
-    if len(hashes) <= blocks:
-        yield event
-        return
-    for at in range(0, len(hashes), blocks):
-        yield structs.replace(
-            event,
-            block_hashes=hashes[at : at + blocks],
-            parent_hash=hashes[at - 1] if at else event.parent_hash,
-            token_ids=event.token_ids[at * size : (at + blocks) * size],
-            extras=event.extras[at : at + blocks],
-            salt=None if at else event.salt,
-        )
 
 
 def _require(holds: bool, what: str) -> None:

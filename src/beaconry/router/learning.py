@@ -1,7 +1,7 @@
 """What completed legs teach: the index what was cached, the rate book how fast it went, and us how many tokens a byte makes."""
 
-from beaconry.kvindex.approximate import ApproximateIndex
 from beaconry.latency.rates import LegTimes, RateBook
+from beaconry.router.caches import Caches
 from beaconry.router.exchange import Leg
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.request import Usage
@@ -16,8 +16,9 @@ DENSITY_GAIN = 0.1
 class Learning:
     """Passes on what is learnt, and keeps the text density per model."""
 
-    def __init__(self, index: ApproximateIndex, rates: RateBook) -> None:
-        self._index = index
+    def __init__(self, caches: Caches, rates: RateBook) -> None:
+        self._caches = caches
+        self._index = caches.approximate
         self._rates = rates
         self._densities: dict[str, float] = {}
         """Prompt tokens per byte of text, by model; only models that an engine has answered for."""
@@ -79,7 +80,7 @@ class Learning:
 
     def forget(self, name: str) -> None:
         """The endpoint is gone, or somebody else by now."""
-        self._index.forget(name)
+        self._caches.forget(name)
         self._rates.forget(name)
 
 

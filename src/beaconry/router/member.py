@@ -7,13 +7,12 @@ a row eject it for a while that doubles each time; then one request probes it, a
 from enum import StrEnum
 
 from beaconry.config.gateway import Health
-from beaconry.kvindex.approximate import Match
+from beaconry.router.caches import View
 from beaconry.router.exchange import Leg
 from beaconry.router.statistics import LATENCY_BOUNDS_S, EndpointStatistics, Histogram
 from beaconry.values.candidate import Candidate
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.errors import InternalError
-from beaconry.values.request import Request
 
 
 class State(StrEnum):
@@ -129,9 +128,8 @@ class Member:
         else:
             del self.decoding[leg.id]
 
-    def candidate(self, match: Match, request: Request, displaced_tokens: float, now_s: float) -> Candidate:
-        """A snapshot for the scheduler; `match` is what the endpoint holds of the request's prompt."""
-        most = request.prompt_tokens - 1
+    def candidate(self, view: View, now_s: float) -> Candidate:
+        """A snapshot for the scheduler; `view` is what the endpoint's cache holds of the prompt."""
         oldest_wait_s = 0.0
         for leg in self.prefilling.values():
             oldest_wait_s = now_s - leg.dispatched_s
@@ -142,10 +140,11 @@ class Member:
             prefill_tokens=self.prefill_tokens,
             decoding=len(self.decoding),
             context_tokens=self.context_tokens,
-            matched_tokens=min(int(match.blocks * request.block_tokens), most),
-            known_tokens=min(int(match.known * request.block_tokens), most),
-            sharers=match.sharers,
-            displaced_tokens=displaced_tokens,
+            matched_tokens=view.matched_tokens,
+            known_tokens=view.known_tokens,
+            displaced_tokens=view.displaced_tokens,
+            sharers=view.sharers,
+            exact=view.exact,
             oldest_wait_s=oldest_wait_s,
             sample=self.sample,
         )

@@ -11,8 +11,8 @@ from random import Random
 from typing import Any
 
 from beaconry.config.gateway import Deadlines, Health, Retry
-from beaconry.kvindex.approximate import NO_MATCH, ApproximateIndex, Match
 from beaconry.latency.rates import RateBook
+from beaconry.router.caches import Caches
 from beaconry.router.deadlines import NEVER, DeadlineQueue
 from beaconry.router.effects import Answer, BreakStream, CancelLeg, Effect, Ended, StartLeg, WakeAt
 from beaconry.router.exchange import Exchange, Leg
@@ -24,6 +24,9 @@ from beaconry.router.facts import (
     Fact,
     Fault,
     HealthChecked,
+    KvCleared,
+    KvEvents,
+    KvSourceChanged,
     LegFailed,
     LegFinished,
     LegProgressed,
@@ -38,7 +41,6 @@ from beaconry.router.member import Member
 from beaconry.router.retries import RetryBudget
 from beaconry.router.statistics import ModelCounters, RouterStatistics
 from beaconry.scheduling.scheduler import Scheduler
-from beaconry.values.candidate import Candidate
 from beaconry.values.endpoint import Role
 from beaconry.values.errors import InternalError
 from beaconry.values.outcome import Outcome
@@ -55,7 +57,7 @@ class Router:
         self,
         *,
         scheduler: Scheduler,
-        index: ApproximateIndex,
+        caches: Caches,
         rates: RateBook,
         rng: Random,
         deadlines: Deadlines,
@@ -63,8 +65,8 @@ class Router:
         health: Health,
     ) -> None:
         self._scheduler = scheduler
-        self._index = index
-        self._learning = Learning(index, rates)
+        self._caches = caches
+        self._learning = Learning(caches, rates)
         self._rng = rng
         self._retry = retry
         self._health = health
@@ -104,6 +106,9 @@ class Router:
             EndpointGone: self._endpoint_gone,
             HealthChecked: self._health_checked,
             LoadSampled: self._load_sampled,
+            KvEvents: self._kv_events,
+            KvCleared: self._kv_cleared,
+            KvSourceChanged: self._kv_source_changed,
             TimerDue: self._timer_due,
             Drain: self._drain,
         }
@@ -158,15 +163,13 @@ class Router:
         members = self._open_members(request.model, exchange.tried, now_s)
         if not members:
             return False
-        found = self._index.match(request.prefix) if request.prefix else {}
-        candidates = [
-            self._candidate(member, request, found.get(member.endpoint.name, NO_MATCH), now_s) for member in members
-        ]
+        finding = self._caches.find(request)
+        candidates = [member.candidate(finding.view(member.endpoint), now_s) for member in members]
         decision = self._scheduler.schedule(request, candidates, now_s, self._rng)
         name = decision.endpoint.name
         candidate = decision.candidates[decision.ranking.winner]
         self._last_leg += 1
-        placement = self._index.routed(name, request.prefix) if request.prefix else None
+        placement = self._caches.approximate.routed(name, request.prefix) if request.prefix else None
         leg = Leg(self._last_leg, exchange, self._members[name], candidate, placement, now_s)
         exchange.leg = leg
         exchange.attempts += 1
@@ -177,12 +180,6 @@ class Router:
             self._wake_by(now_s + self._first_byte.timeout_s, effects)
         effects.append(StartLeg(request.id, leg.id, decision.endpoint, decision))
         return True
-
-    def _candidate(self, member: Member, request: Request, match: Match, now_s: float) -> Candidate:
-        """What the scheduler may know of one endpoint; `match` is what it holds of the prompt."""
-        new_blocks = len(request.prefix) - match.known
-        displaced = self._index.displaced(member.endpoint.name, new_blocks) if new_blocks else 0.0
-        return member.candidate(match, request, displaced * request.block_tokens, now_s)
 
     def _open_members(self, model: str, tried: list[str], now_s: float) -> list[Member]:
         """Those that may get this request; if all are ejected, those, since refusing would be worse."""
@@ -414,6 +411,19 @@ class Router:
             member.sample = fact.sample
             self._learning.sampled(member.endpoint, fact.sample)
 
+    # -- engines' caches. News of an endpoint that is not known (any more) would be held for ever: it is dropped.
+
+    def _kv_events(self, fact: KvEvents, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
+        if fact.name in self._members:
+            self._caches.exact.apply(fact.name, fact.rank, fact.events)
+
+    def _kv_cleared(self, fact: KvCleared, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
+        self._caches.exact.clear_rank(fact.name, fact.rank)
+
+    def _kv_source_changed(self, fact: KvSourceChanged, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
+        if fact.name in self._members:
+            self._caches.changed(fact.name, fact.rank, fact.state)
+
     # -- looking in
 
     def statistics(self, now_s: float) -> RouterStatistics:
@@ -443,7 +453,8 @@ class Router:
             raise InternalError(f"{running} requests are counted as running, {len(self._exchanges)} are")
         if len(self._progress) + len(self._first_byte) > len(legs):
             raise InternalError("a deadline outlives its leg")
-        self._index.check()
+        self._caches.approximate.check()
+        self._caches.exact.check()
 
 
 def _ended(request: Request, outcome: Outcome, now_s: float, attempts: int = 0) -> Ended:

@@ -27,6 +27,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
     """Expected tokens to be computed again later because this request's new blocks evict others here."""
     known_tokens: int = 0
     """Matched tokens and the following ones that were cached here before: where the prompt is at home."""
+    exact: bool = False
+    """The matched tokens are what the engine's own events say; else what our routing history suggests."""
     sharers: int = 0
     """Requests in flight here whose prompts share the known tokens."""
     oldest_wait_s: float = 0.0

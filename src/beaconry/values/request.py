@@ -1,5 +1,6 @@
 """One inference request as the router sees it: sizes, identity and prefix, never the text itself."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 from msgspec import Struct
@@ -32,6 +33,12 @@ class Request(Struct, frozen=True, kw_only=True):
     """Length of the canonical prompt text; 0 where the token count is exact."""
     prefix: tuple[int, ...] = ()
     block_tokens: float = 64.0
+    keys: Sequence[int] = ()
+    """The engine's own hashes of the prompt's full blocks, where its tokens are known: what its KV events name them by."""
+    key_tokens: int = 0
+    """Prompt tokens that each key stands for; 0 without keys."""
+    tokens_from: str = ""
+    """Where the tokens came from, or why there are none; "" if nobody asked."""
     output_tokens: int | None = None
     """The caller's cap per sequence (`max_tokens`), None if absent."""
     sequences: int = 1

@@ -26,3 +26,18 @@ def test_faults_counts_every_request_once_and_keeps_its_promises(tmp_path: Path)
     assert figures["broken_promises"] == []
     assert [phase["name"] for phase in figures["phases"]] == ["no fault", "kill", "stop", "answer 500", "continue"]
     assert sum(phase["requests"] for phase in figures["phases"]) == figures["requests"] > 200
+
+
+def test_data_plane_measures_each_load_both_ways(tmp_path: Path):
+    printed, figures = smoke("data_plane", tmp_path)
+    medians = figures["medians"]
+    assert list(medians) == ["closed loop", "open loop", "paced streams", "unpaced streams"]
+    assert all(name in printed for name in medians)
+    for name in ("closed loop", "open loop"):
+        assert medians[name]["gateway"]["requests_per_s"] > 0
+        assert medians[name]["gateway"]["cpu_s_per_1000_requests"] > 0
+        assert medians[name]["gateway"]["p50_ms"] > 0
+    for name in ("paced streams", "unpaced streams"):
+        assert medians[name]["gateway"]["chunks_per_s"] > 0
+        assert medians[name]["gateway"]["cpu_s_per_1m_chunks"] > 0
+        assert medians[name]["direct"]["chunks_per_s"] > 0

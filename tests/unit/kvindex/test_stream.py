@@ -3,12 +3,12 @@
 from itertools import count
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from beaconry.kvindex.stream import NOTHING, Advance, SourceStream, in_turns
-from beaconry.values.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvBatch, SourceState
+from beaconry.kvindex.stream import NOTHING, Advance, SourceStream
+from beaconry.values.kv_events import AllBlocksCleared, BlockStored, KvBatch, SourceState
 
 EXACT, DEGRADED, COLD = SourceState.EXACT, SourceState.DEGRADED, SourceState.COLD
 
@@ -248,6 +248,15 @@ def test_a_reconnect_without_replay_starts_afresh():
     assert made.state is COLD
 
 
+def test_a_reconnect_that_cannot_be_proven_to_be_to_the_same_engine_starts_afresh():
+    made = fed(range(10))
+    made.disconnected()
+    made.connected()
+    assert made.replay_failed("no answer") == Advance(clear=True)
+    assert (made.state, made.reason) == (COLD, "no replay: no answer")
+    assert made.live(10, batch(10)) == Advance(replay_from=0)
+
+
 # -- a publisher with all of these
 
 
@@ -351,40 +360,3 @@ class Publisher(RuleBasedStateMachine):
 
 Publisher.TestCase.settings = settings(max_examples=150, stateful_step_count=30)
 TestPublisher = Publisher.TestCase
-
-
-# -- turns
-
-
-@given(st.lists(st.integers(0, 30)), st.integers(1, 8))
-def test_turns_are_bounded_and_lose_nothing(sizes, blocks):
-    numbers = count()
-    events = []
-    for size in sizes:
-        hashes = tuple(next(numbers) for _ in range(size))
-        events.append(stored(*hashes, tier="gpu") if size else BlockRemoved(block_hash=next(numbers)))
-    turns = list(in_turns(events, blocks))
-    parts = [event for turn in turns for event in turn]
-    seen = [h for e in parts for h in (e.block_hashes if type(e) is BlockStored else (e.block_hash,))]
-    assert seen == list(range(next(numbers)))
-    for turn in turns:
-        assert turn
-        assert sum(len(e.block_hashes) if type(e) is BlockStored else 1 for e in turn) <= blocks
-
-
-def test_a_run_that_is_cut_stays_a_chain():
-    run = BlockStored(
-        block_hashes=(1, 2, 3),
-        parent_hash=9,
-        token_ids=(10, 11, 20, 21, 30, 31),
-        block_tokens=2,
-        extras=(b"a", b"", b"c"),
-    )
-    (first,), (second,) = in_turns([run], 2)
-    assert (first.parent_hash, first.block_hashes, first.token_ids, first.extras) == (
-        9,
-        (1, 2),
-        (10, 11, 20, 21),
-        (b"a", b""),
-    )
-    assert (second.parent_hash, second.block_hashes, second.token_ids, second.extras) == (2, (3,), (30, 31), (b"c",))

@@ -9,8 +9,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from beaconry.config.gateway import Deadlines, Health, Retry
 from beaconry.kvindex.approximate import ApproximateIndex
+from beaconry.kvindex.exact import ExactIndex
 from beaconry.latency.rates import RateBook
 from beaconry.plugins.registry import Registry
+from beaconry.router.caches import Caches
 from beaconry.router.effects import Answer, BreakStream, CancelLeg, Effect, Ended, StartLeg, WakeAt
 from beaconry.router.facts import (
     ClientLeft,
@@ -52,7 +54,7 @@ class Bench:
         rates = RateBook()
         self.router = Router(
             scheduler=make_scheduler(policy, rates, Registry.installed()),
-            index=ApproximateIndex(limit_bytes=1 << 20),
+            caches=Caches(ApproximateIndex(limit_bytes=1 << 20), ExactIndex()),
             rates=rates,
             rng=Random(1),
             deadlines=Deadlines(first_byte_s=30.0, idle_s=10.0, total_s=100.0),

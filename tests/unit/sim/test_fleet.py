@@ -9,8 +9,10 @@ from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.step_time import LinearStepTime
 from beaconry.engine_model.values import EngineSettings
 from beaconry.kvindex.approximate import ApproximateIndex
+from beaconry.kvindex.exact import ExactIndex
 from beaconry.latency.rates import RateBook
 from beaconry.plugins.registry import Registry
+from beaconry.router.caches import Caches
 from beaconry.router.router import Router
 from beaconry.scheduling.scheduler import make_scheduler
 from beaconry.sim.fleet import Fleet
@@ -31,7 +33,7 @@ def fleet(engines=3, policy="expected-cost", blocks=400, deadlines=None):
     rates = RateBook()
     router = Router(
         scheduler=make_scheduler(policy, rates, Registry.installed()),
-        index=ApproximateIndex(),
+        caches=Caches(ApproximateIndex(), ExactIndex()),
         rates=rates,
         rng=Random(1),
         deadlines=deadlines or Deadlines(),

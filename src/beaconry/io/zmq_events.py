@@ -1,0 +1,282 @@
+"""Hears the engines' KV events over ZeroMQ, and tells them as facts: complete, in order, and a few hundred blocks at a time.
+
+One task and one SUB socket per source (an endpoint, or one of its data-parallel ranks). ZeroMQ connects and reconnects by itself and
+keeps a bounded queue per source; what does not fit is dropped by the publisher and shows as a gap. What to make of gaps and restarts
+is decided by `kvindex/stream.py`; this file asks the publisher's ROUTER for past batches where that says so: with a deadline, a few
+sources at a time. While a source's past is told, its live messages wait in the queue.
+
+The event loop belongs to the requests: all sources together apply at most `turn_blocks` blocks per round of the loop. pyzmq's own
+asyncio sockets cost several callbacks per message; here a socket's descriptor is watched only while its queue is empty.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import zmq
+from msgspec import Struct
+
+from beaconry.config.kv_feed import KvFeed
+from beaconry.io.zmq_sockets import Sock, connection_events, new_context, new_socket, readable
+from beaconry.kvindex.stream import Advance, SourceStream, StreamStatistics
+from beaconry.kvindex.turns import in_turns, size_of
+from beaconry.router.facts import Fact, KvCleared, KvEvents, KvSourceChanged
+from beaconry.values.errors import EngineError
+from beaconry.values.kv_events import KvBatch, KvSource, SourceState
+from beaconry.wire.kv_events import decode, parse_frames
+
+_LOG = logging.getLogger(__name__)
+
+
+class FeedStatistics(Struct, frozen=True, kw_only=True):
+    """One source's figures for metrics."""
+
+    stream: StreamStatistics
+    messages: int
+    malformed: int
+    """Messages that could not be read, dropped."""
+    skipped: int
+    """Events of unknown types."""
+
+
+class _Feed:
+    """One source: its order, and what was counted."""
+
+    def __init__(self, source: KvSource) -> None:
+        self.source = source
+        self.stream = SourceStream(replays=source.replay is not None)
+        self.told: tuple[SourceState, str] | None = None
+        """State and reason last told."""
+        self.retry_at_s: float | None = None
+        """When to ask again, after no answer came; None if there is no need to."""
+        self.unanswered = 0
+        """Questions in a row that were given up."""
+        self.messages = 0
+        self.malformed = 0
+        self.skipped = 0
+
+    def read(self, frames: Sequence[bytes]) -> tuple[int | None, KvBatch] | None:
+        """A message as sequence number (None: end of a replay) and batch; None if it is malformed."""
+        self.messages += 1
+        try:
+            sequence, payload = parse_frames(frames)
+            batch = KvBatch(ts=0.0, events=()) if sequence is None else decode(payload, tokens=self.source.tokens)
+        except EngineError as error:
+            self.malformed += 1
+            if self.malformed & (self.malformed - 1) == 0:  # the first, second, fourth, ...
+                _LOG.warning("%s: malformed message number %d dropped: %s", self.source, self.malformed, error)
+            return None
+        self.skipped += batch.skipped
+        return sequence, batch
+
+
+class KvFeeds:
+    """All sources. Watch and unwatch at any time; `run` does the work."""
+
+    def __init__(self, tell: Callable[[Fact], None], limits: KvFeed | None = None) -> None:
+        self._tell = tell
+        self._limits = limits or KvFeed()
+        self._sources: dict[tuple[str, int], KvSource] = {}
+        self._feeds: dict[tuple[str, int], _Feed] = {}
+        """While running: one per source, with a task each."""
+        self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._group: asyncio.TaskGroup | None = None
+        """None while not running."""
+        self._context: zmq.Context[Sock] | None = None
+        self._turn = asyncio.Lock()
+        """Held by whoever applies events."""
+        self._applied = 0
+        """Blocks since the event loop last went round."""
+        self._replays = asyncio.Semaphore(self._limits.replays_at_once)
+
+    def watch(self, source: KvSource) -> None:
+        """Listen to a new source, or to one that has changed."""
+        key = (source.name, source.rank)
+        if self._sources.get(key) == source:
+            return
+        self._stop(key)
+        self._sources[key] = source
+        if self._group is not None:
+            self._begin(self._group, source)
+
+    def unwatch(self, name: str) -> None:
+        """Listen to an endpoint no longer. What was told about it is not taken back."""
+        for key in [key for key in self._sources if key[0] == name]:
+            del self._sources[key]
+            self._stop(key)
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        context = self._context = new_context()
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                for source in self._sources.values():
+                    self._begin(group, source)
+                await asyncio.Event().wait()
+        finally:
+            self._group = None
+            self._tasks.clear()
+            self._feeds.clear()
+            context.destroy(linger=0)
+
+    def statistics(self) -> dict[tuple[str, int], FeedStatistics]:
+        """By endpoint and rank; only while running."""
+        return {
+            key: FeedStatistics(
+                stream=feed.stream.statistics(), messages=feed.messages, malformed=feed.malformed, skipped=feed.skipped
+            )
+            for key, feed in self._feeds.items()
+        }
+
+    def _begin(self, group: asyncio.TaskGroup, source: KvSource) -> None:
+        key = (source.name, source.rank)
+        feed = self._feeds[key] = _Feed(source)
+        self._tasks[key] = group.create_task(self._follow(feed))
+
+    def _stop(self, key: tuple[str, int]) -> None:
+        self._feeds.pop(key, None)
+        task = self._tasks.pop(key, None)
+        if task is not None:
+            task.cancel()
+
+    async def _follow(self, feed: _Feed) -> None:
+        """One source, until cancelled."""
+        source = feed.source
+        self._tell(KvCleared(source.name, source.rank))
+        self._tell_state(feed)
+        assert self._context is not None
+        sub = new_socket(self._context, zmq.SUB, self._limits, self._limits.queued_messages)
+        monitor = sub.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        try:
+            sub.subscribe(source.topic)
+            sub.connect(source.address)
+            while True:
+                await self._round(feed, sub, monitor)
+        except zmq.ZMQError as error:
+            _LOG.error("no KV events from %s: %s: %s", source.name, source.address, error)
+            self._tell(KvSourceChanged(source.name, source.rank, SourceState.COLD, f"{source.address}: {error}"))
+        finally:
+            sub.disable_monitor()
+            monitor.close(linger=0)
+            sub.close(linger=0)
+
+    async def _round(self, feed: _Feed, sub: Sock, monitor: Sock) -> None:
+        """Wait for something to happen to one source, and deal with it."""
+        now_s = asyncio.get_running_loop().time
+        wait_s = None if feed.retry_at_s is None else max(feed.retry_at_s - now_s(), 0.0)
+        await readable((monitor, sub), wait_s)
+        for event in connection_events(monitor):
+            if event == zmq.EVENT_DISCONNECTED:
+                await self._hear(feed, sub)  # what it said before it left
+                feed.stream.disconnected()
+                self._tell_state(feed)
+            else:
+                await self._follow_up(feed, feed.stream.connected())
+        await self._hear(feed, sub)
+        if feed.retry_at_s is not None and feed.retry_at_s <= now_s():
+            await self._follow_up(feed, feed.stream.connected())
+
+    async def _hear(self, feed: _Feed, sub: Sock) -> None:
+        """Take the live messages that are there."""
+        for _ in range(self._limits.queued_messages):
+            async with self._turn:
+                try:
+                    frames = sub.recv_multipart(zmq.NOBLOCK)
+                except zmq.Again:
+                    return
+                message = feed.read(frames)
+                if message is None or message[0] is None:
+                    continue
+                advance = feed.stream.live(message[0], message[1])
+                await self._carry_out(feed, advance)
+            if advance.replay_from is not None:
+                await self._catch_up(feed, advance.replay_from)
+
+    async def _follow_up(self, feed: _Feed, advance: Advance) -> None:
+        """Do what an advance says, its question included."""
+        async with self._turn:
+            await self._carry_out(feed, advance)
+        if advance.replay_from is not None:
+            await self._catch_up(feed, advance.replay_from)
+
+    async def _carry_out(self, feed: _Feed, advance: Advance) -> None:
+        """Tell what an advance says, in turns. The caller holds `_turn`, so that all sources share them."""
+        name, rank = feed.source.name, feed.source.rank
+        if advance.clear:
+            self._tell(KvCleared(name, rank))
+        for batch in advance.batches:
+            for events in in_turns(batch.events, self._limits.turn_blocks):
+                self._tell(KvEvents(name, rank, events))
+                self._applied += sum(map(size_of, events))
+                if self._applied >= self._limits.turn_blocks:
+                    self._applied = 0
+                    await asyncio.sleep(0)
+        self._tell_state(feed)
+
+    def _tell_state(self, feed: _Feed) -> None:
+        state = (feed.stream.state, feed.stream.reason)
+        if state != feed.told:
+            feed.told = state
+            self._tell(KvSourceChanged(feed.source.name, feed.source.rank, *state))
+
+    async def _catch_up(self, feed: _Feed, first: int) -> None:
+        """Ask for the batches from `first` on, and for what the answers leave open, as often as that is reasonable."""
+        reason = "the answers leave too much open"
+        for _ in range(self._limits.replay_rounds):
+            for _ in range(self._limits.replay_attempts):
+                async with self._replays:
+                    try:
+                        async with asyncio.timeout(self._limits.replay_total_s):
+                            advance = await self._ask(feed, first)
+                        break
+                    except TimeoutError:
+                        reason = f"no complete answer within {self._limits.replay_total_s:g} s"
+                    except EngineError as error:
+                        reason = str(error)
+                await asyncio.sleep(self._limits.replay_pause_s)
+            else:
+                break
+            if advance.replay_from is None:
+                feed.retry_at_s, feed.unanswered = None, 0
+                return
+            first = advance.replay_from
+            await asyncio.sleep(self._limits.replay_pause_s)
+        _LOG.warning("KV events of %s rank %d: %s", feed.source.name, feed.source.rank, reason)
+        pause_s = min(self._limits.retry_s * 2**feed.unanswered, self._limits.retry_max_s)
+        feed.retry_at_s = asyncio.get_running_loop().time() + pause_s
+        feed.unanswered = min(feed.unanswered + 1, 30)
+        async with self._turn:
+            await self._carry_out(feed, feed.stream.replay_failed(reason))
+
+    async def _ask(self, feed: _Feed, first: int) -> Advance:
+        """One question and its answer, up to its end or until the stream wants another one. EngineError if it stops coming."""
+        address = feed.source.replay
+        assert address is not None
+        assert self._context is not None
+        dealer = new_socket(self._context, zmq.DEALER, self._limits, 0)
+        try:
+            try:
+                dealer.connect(address)
+                dealer.send_multipart([b"", first.to_bytes(8, "big")], zmq.NOBLOCK)
+            except zmq.ZMQError as error:
+                raise EngineError(f"cannot ask {address}: {error}") from None
+            while True:
+                if not await readable((dealer,), self._limits.replay_idle_s):
+                    raise EngineError(f"{address} does not answer within {self._limits.replay_idle_s:g} s")
+                with suppress(zmq.Again):
+                    while True:
+                        async with self._turn:
+                            message = feed.read(dealer.recv_multipart(zmq.NOBLOCK))
+                            if message is None:
+                                continue
+                            sequence, batch = message
+                            stream = feed.stream
+                            ended = sequence is None
+                            advance = stream.replay_ended() if sequence is None else stream.replayed(sequence, batch)
+                            await self._carry_out(feed, advance)
+                        if ended or advance.replay_from is not None:
+                            return advance
+        finally:
+            dealer.close(linger=0)

@@ -1,0 +1,32 @@
+"""The command line: every verb explains itself; what an operator got wrong ends with status 2 and a sentence."""
+
+import pytest
+
+from beaconry.cli import VERBS, main
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0
+    assert f"beaconry {verb}" in capsys.readouterr().out
+
+
+def test_policies_are_listed_with_the_default_marked(capsys: pytest.CaptureFixture[str]):
+    assert main(["policies"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if "(default)" in line] == ["expected-cost"]
+    assert {"round-robin", "random", "least-requests", "power-of-two", "prefix-only"} <= {
+        line.split()[0] for line in lines
+    }
+
+
+def test_an_operators_error_is_one_sentence_and_status_2(tmp_path: object, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "gateway.yaml"
+    file.write_text("polcy: expected-cost\n")
+    assert main(["serve", "--config", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert "polcy" in said
+    assert '"policy"' in said
+    assert "Traceback" not in said
