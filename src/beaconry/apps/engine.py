@@ -10,10 +10,11 @@ import uvloop
 
 from beaconry.engine_model.presets import variant
 from beaconry.engine_model.step_time import LinearStepTime, StepTime
-from beaconry.io.engine.generation import EngineOptions
+from beaconry.io.engine.generation import EngineOptions, KvEventsOptions
 from beaconry.io.engine.server import serve_engine
 from beaconry.values.block_hash import ALGORITHMS
 from beaconry.values.errors import OperatorError
+from beaconry.wire.kv_events import Form
 
 DEFAULT_PRESET = "llama-3.1-8b/h100"
 MAX_MODEL_LEN = 131_072
@@ -67,6 +68,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--step-noise", type=float, default=0.0, help="relative deviation of step times (default: %(default)s)")
     add("--shutdown-timeout", type=float, default=20.0, metavar="SECONDS", help="how long running requests may finish after "
         "SIGTERM (default: %(default)s)")  # fmt: skip
+    _configure_events(parser)
+
+
+def _configure_events(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the KV events, which are the keys of vLLM's --kv-events-config."""
+    add = parser.add_argument_group("KV events", "What the prefix cache holds, told over ZeroMQ.").add_argument
+    add("--kv-events-port", type=int, metavar="PORT", help="publish them here, 0 for a free port (default: not at all)")
+    add("--kv-replay-port", type=int, metavar="PORT", help="repeat past ones here on request (default: not at all)")
+    add("--kv-events-topic", default="", metavar="TOPIC", help="of the messages (default: empty)")
+    add(
+        "--kv-events-form",
+        choices=[form.value for form in Form],
+        default=Form.MAPS.value,
+        help="how events are written: as by vLLM since 0.30, or before (default: %(default)s)",
+    )
+    add(
+        "--kv-events-buffer-steps",
+        type=int,
+        default=10_000,
+        metavar="STEPS",
+        help="steps remembered for the replay (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,6 +123,7 @@ async def _serve(options: EngineOptions, host: str, port: int, grace_s: float) -
     if not hurried.is_set():
         await server.drain(deadline_s)
     await server.abort_all()
+    engine.close()
 
 
 def _options(args: argparse.Namespace) -> EngineOptions:
@@ -123,6 +147,23 @@ def _options(args: argparse.Namespace) -> EngineOptions:
         hash_algorithm=args.prefix_caching_hash_algo,
         by_priority=args.scheduling_policy == "priority",
         max_queued=args.max_num_queued_reqs,
+        kv_events=_kv_events(args),
+    )
+
+
+def _kv_events(args: argparse.Namespace) -> KvEventsOptions | None:
+    if args.kv_events_port is None:
+        if args.kv_replay_port is not None:
+            raise OperatorError("--kv-replay-port: nothing is published to be repeated; add --kv-events-port")
+        return None
+    if args.kv_events_buffer_steps < 1:
+        raise OperatorError(f"--kv-events-buffer-steps is {args.kv_events_buffer_steps}: it must be at least 1")
+    return KvEventsOptions(
+        port=args.kv_events_port,
+        replay_port=args.kv_replay_port,
+        topic=args.kv_events_topic,
+        form=Form(args.kv_events_form),
+        buffer_steps=args.kv_events_buffer_steps,
     )
 
 

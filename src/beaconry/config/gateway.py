@@ -32,6 +32,8 @@ class Limits(Section, frozen=True):
 
     header_bytes: int = 65_536
     """Request line and headers; nginx 32 KiB, Envoy 60 KiB."""
+    headers: int = 256
+    """Their number, since each costs far more than its bytes; Envoy takes 100, nginx any number."""
     body_bytes: int = 67_108_864
     """One body: 64 MiB holds a 126k-token prompt many times and several images; llm-d's coordinator takes the same."""
     buffered_bytes: int = 1_073_741_824
@@ -81,7 +83,7 @@ class Health(Section, frozen=True):
 
     path: Annotated[str, PATH] = "/health"
     interval_s: Annotated[float, ABOVE_0] = 2.0
-    timeout_s: Annotated[float, ABOVE_0] = 2.0
+    timeout_s: Annotated[float, ABOVE_0] = 1.0
     unhealthy_after: int = 3
     """Failed checks in a row; one slow step of an engine is not an outage."""
     eject_after: int = 3

@@ -20,12 +20,19 @@ from beaconry.config.gateway import Limits
 from beaconry.io.http_exchange import Exchange, status_line
 from beaconry.values.errors import OperatorError
 from beaconry.wire.errors import error_body
+from beaconry.wire.framing import (
+    UPGRADE,
+    Fault,
+    body_too_large,
+    expects_continue,
+    fault_of_headers,
+    head_bytes,
+    headers_too_large,
+    origin_form,
+)
 
 _LOG = logging.getLogger(__name__)
 NEVER = float("inf")
-UPGRADE = (501, "protocol upgrades such as WebSocket are not supported; send plain HTTP/1.1", "upgrade")
-LENGTH_DIGITS = 19
-"""Of a Content-Length: more are absurd, and Python refuses to read thousands."""
 LINGER_S = 2.0
 """How long the rest of a refused request is read and dropped: closing at once would reset the connection under the answer."""
 SWEEP_S = 1.0
@@ -52,7 +59,6 @@ class Connection(asyncio.Protocol):
         "_reading_paused",
         "_server",
         "_target",
-        "_wants_continue",
         "deadline_s",
         "transport",
         "write_paused",
@@ -74,7 +80,6 @@ class Connection(asyncio.Protocol):
         """Bytes received since a request was complete or body bytes came: no fewer than a header or trailer under way has."""
         self._target = b""
         self._in_headers = False
-        self._wants_continue = False
         self._draining_input = False
         self._reading_paused = False
         self.write_paused = False
@@ -113,7 +118,7 @@ class Connection(asyncio.Protocol):
             return
         if self._fed_bytes > self._server.limits.header_bytes:
             # a header or trailer without end stays inside the parser, so what was fed counts
-            self._refuse(*self._headers_too_large())
+            self._refuse(*headers_too_large(self._server.limits))
             return
         self._fed_bytes += len(data)
         try:
@@ -154,7 +159,6 @@ class Connection(asyncio.Protocol):
         self._body = b""
         self._target = b""
         self._in_headers = True
-        self._wants_continue = False
         if self._current is None:
             self.deadline_s = self._server.now_s() + self._server.limits.header_s
 
@@ -169,37 +173,21 @@ class Connection(asyncio.Protocol):
         self._in_headers = False
         if self._draining_input:
             return
-        fault = UPGRADE if self._parser.should_upgrade() else self._fault_of_headers()
+        modern = self._parser.get_http_version() == "1.1"
+        fault = UPGRADE if self._parser.should_upgrade() else self._fault_of_head(modern=modern)
         if fault is not None:
             self._refuse(*fault)
             return
         if self._current is None:
             self.deadline_s = self._server.now_s() + self._server.limits.body_s
-        if self._wants_continue:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if modern and expects_continue(self._headers):
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _fault_of_headers(self) -> tuple[int, str, str] | None:
-        """Status, message and code of what is wrong with the request's headers; None if nothing is. Notes `_wants_continue`."""
-        limits, modern = self._server.limits, self._parser.get_http_version() == "1.1"
-        if self._fed_bytes > limits.header_bytes:  # then perhaps, and it is worth counting
-            head_bytes = len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers)
-            if head_bytes > limits.header_bytes:
-                return self._headers_too_large()
-        hosts = 0
-        for name, value in self._headers:
-            if name == b"host":
-                hosts += 1
-            elif name == b"content-length" and (len(value) > LENGTH_DIGITS or int(value) > limits.body_bytes):
-                return self._body_too_large()
-            elif name == b"transfer-encoding" and not (modern and value.lower() == b"chunked"):
-                return 400, "only `Transfer-Encoding: chunked` is understood, and only in HTTP/1.1", "transfer_encoding"
-            elif name == b"expect":
-                if value.lower() != b"100-continue":
-                    return 417, "only `Expect: 100-continue` is understood", "expectation_failed"
-                self._wants_continue = modern and self._current is None
-        if hosts > 1 or (hosts == 0 and modern):
-            return 400, "exactly one Host header is needed", "bad_host"
-        return None
+    def _fault_of_head(self, *, modern: bool) -> Fault | None:
+        limits = self._server.limits
+        if self._fed_bytes > limits.header_bytes and head_bytes(self._target, self._headers) > limits.header_bytes:
+            return headers_too_large(limits)
+        return fault_of_headers(self._headers, limits, modern=modern)
 
     def on_body(self, data: bytes) -> None:  # noqa: D102
         if self._draining_input:
@@ -214,7 +202,7 @@ class Connection(asyncio.Protocol):
         self._body_bytes += len(data)
         self._server.buffered_bytes += len(data)
         if self._body_bytes > self._server.limits.body_bytes:
-            self._refuse(*self._body_too_large())
+            self._refuse(*body_too_large(self._server.limits))
         elif self._server.buffered_bytes > self._server.limits.buffered_bytes:
             self._refuse(503, "the gateway holds as many request bodies as it may; try again shortly", "overloaded")
 
@@ -224,7 +212,7 @@ class Connection(asyncio.Protocol):
             return
         parser = self._parser
         try:
-            exchange = Exchange(self, parser.get_method().decode("ascii"), _origin_form(self._target), self._headers)
+            exchange = Exchange(self, parser.get_method().decode("ascii"), origin_form(self._target), self._headers)
         except ValueError:
             self._refuse(400, "the request target is not a valid path", "bad_target")
             return
@@ -248,6 +236,8 @@ class Connection(asyncio.Protocol):
             self._server.handle(exchange)
         except Exception:  # noqa: BLE001 -- a bug of ours must cost one request, not leave its client waiting
             _LOG.exception("a request could not be handled")
+            if exchange.on_close is not None:
+                exchange.on_close()  # whoever has taken it in lets go of it
             exchange.keep_alive = False
             exchange.respond(500, error_body("this gateway has failed; its log says why", status=500, code="internal"))
 
@@ -287,18 +277,6 @@ class Connection(asyncio.Protocol):
         return self._current is None and not self._in_headers and not self._body_bytes and not self._pending
 
     # -- refusing and closing
-
-    def _headers_too_large(self) -> tuple[int, str, str]:
-        limit = self._server.limits.header_bytes
-        return (
-            431,
-            f"request line and headers are larger than the {limit} bytes this gateway takes",
-            "headers_too_large",
-        )
-
-    def _body_too_large(self) -> tuple[int, str, str]:
-        limit = self._server.limits.body_bytes
-        return 413, f"the request body is larger than the {limit} bytes this gateway takes", "body_too_large"
 
     def _refuse(self, status: int, message: str, code: str) -> None:
         """Answer what cannot become an exchange, and close. If an answer is under way, closing must do."""
@@ -452,19 +430,3 @@ async def serve(handle: Callable[[Exchange], None], host: str, port: int, limits
     server = HttpServer(handle, limits, asyncio.get_running_loop())
     await server.listen(host, port)
     return server
-
-
-def _origin_form(target: bytes) -> bytes:
-    """`/path?query` of a request target; `http://host/path` is accepted as RFC 9112 demands. ValueError otherwise."""
-    if target[:1] == b"/":
-        return target
-    if target == b"*":
-        return target
-    try:
-        url = httptools.parse_url(target)
-    except httptools.HttpParserInvalidURLError as error:
-        raise ValueError("not a URL") from error
-    if not url.schema or not url.host:
-        raise ValueError("not an absolute URL")
-    path = url.path or b"/"
-    return bytes(path + b"?" + url.query if url.query else path)

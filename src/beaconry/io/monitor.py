@@ -19,6 +19,8 @@ from beaconry.wire.engine_metrics import parse_load
 
 HEALTH_BYTES = 65_536
 """Of a health check's answer; engines send none or a line."""
+RECHECK = 0.25
+"""Of the interval, from a failed health check to the next one."""
 RETRY_MAX_S = 60.0
 """How rarely an endpoint without metrics is asked for them: it may get some by a restart with other flags."""
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
@@ -96,7 +98,10 @@ class Monitor:
             # what was due counts as due, although a timer may ring a fraction of a millisecond early
             if check_s <= max(due_s, self._now_s()):
                 healthy = await self._check(endpoint, before=healthy)
-                check_s = next_due_s(check_s, self._health.interval_s, self._now_s())
+                now_s = self._now_s()
+                pace_s = self._health.interval_s
+                # a failure is confirmed, or proved a moment's trouble, soon: requests are waiting there
+                check_s = next_due_s(check_s, pace_s, now_s) if healthy else now_s + pace_s * RECHECK
             if scrape_s <= max(due_s, self._now_s()):
                 if healthy:
                     pause_s = await self._sample(endpoint, pause_s)

@@ -51,7 +51,7 @@ async def readable(sockets: Sequence[Sock], timeout_s: float | None) -> bool:
     """Wait until one of the sockets may have a message. False if none has within the time."""
     loop = asyncio.get_running_loop()
     woken = loop.create_future()
-    descriptors = [sock.get(zmq.FD) for sock in sockets]
+    descriptors = [sock.fileno() for sock in sockets]
 
     def wake() -> None:
         if not woken.done():
@@ -62,7 +62,7 @@ async def readable(sockets: Sequence[Sock], timeout_s: float | None) -> bool:
     try:
         async with asyncio.timeout(timeout_s):
             # the descriptor tells of changes only: what is there already does not show in it, and asking for it resets it
-            while not any(sock.get(zmq.EVENTS) & zmq.POLLIN for sock in sockets):
+            while not any(int(sock.get(zmq.EVENTS)) & zmq.POLLIN for sock in sockets):
                 await woken
                 woken = loop.create_future()
     except TimeoutError:

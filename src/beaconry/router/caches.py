@@ -51,7 +51,7 @@ class Finding:
         if not request.prefix and not request.keys:
             return _NOTHING
         match = self._approximate.get(name, NO_MATCH)
-        most = request.prompt_tokens - 1  # an engine always computes the last token
+        most = max(request.prompt_tokens - 1, 0)  # an engine always computes the last token
         matched = min(int(match.blocks * request.block_tokens), most)
         exact = bool(request.keys) and self._caches.is_exact(name, request.key_tokens)
         if exact:

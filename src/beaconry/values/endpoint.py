@@ -4,6 +4,8 @@ from enum import StrEnum
 
 from msgspec import Struct
 
+from beaconry.values.kv_events import KvSource
+
 
 class Role(StrEnum):
     """Which legs of a request an endpoint serves; values of the label `llm-d.ai/role`."""
@@ -24,6 +26,34 @@ class EngineType(StrEnum):
     SIM = "sim"
 
 
+class KvEventsAddress(Struct, frozen=True, kw_only=True):
+    """Where an engine publishes what its prefix cache holds. Each data-parallel rank has ports of its own: rank r at port + r."""
+
+    endpoint: str
+    """ZeroMQ's, for example `tcp://10.0.0.7:5557`."""
+    replay: str | None = None
+    """Where past batches are answered; None if the engine was started without."""
+    ranks: int = 1
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for ranks that cannot be addressed."""
+        if self.ranks < 1:
+            raise ValueError(f"{self.ranks} ranks: there is at least one")
+        if self.ranks > 1 and not all(one.startswith("tcp://") for one in (self.endpoint, self.replay or "tcp://")):
+            raise ValueError(
+                f"{self.endpoint}: {self.ranks} ranks are told apart by their ports, so they need tcp:// addresses"
+            )
+
+
+class KvBlocks(Struct, frozen=True, kw_only=True):
+    """How an engine names its KV blocks, so that their names can be computed from a prompt's tokens; see `block_hash.py`."""
+
+    block_tokens: int
+    """0: as the engine's metrics say."""
+    algorithm: str
+    seed: str
+
+
 class Endpoint(Struct, frozen=True, kw_only=True):
     """An address that serves one model. `name` is its identity: a restart on the same address keeps the name."""
 
@@ -38,6 +68,26 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     """Model x hardware x parallelism: endpoints of one variant run equally fast, so their rates are learnt together."""
     draining: bool = False
     """Finishes what it has and gets nothing new."""
+    kv_events: KvEventsAddress | None = None
+    """None: it publishes none, or nobody said where."""
+    kv_blocks: KvBlocks | None = None
+    """None: unknown."""
+
+    @property
+    def kv_sources(self) -> tuple[KvSource, ...]:
+        """What to listen to for its KV events, one source per data-parallel rank."""
+        told = self.kv_events
+        if told is None:
+            return ()
+        return tuple(
+            KvSource(
+                name=self.name,
+                address=_port_plus(told.endpoint, rank),
+                replay=None if told.replay is None else _port_plus(told.replay, rank),
+                rank=rank,
+            )
+            for rank in range(told.ranks)
+        )
 
     @property
     def address(self) -> str:
@@ -55,3 +105,11 @@ class LoadSample(Struct, frozen=True, kw_only=True):
     """Share of KV blocks in use by requests, 0..1 (not counting idle cached blocks)."""
     kv_blocks: int | None = None
     block_tokens: int | None = None
+
+
+def _port_plus(address: str, rank: int) -> str:
+    """The address of a rank. That of rank 0 stays as it is, since it may have no port."""
+    if not rank:
+        return address
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + rank}"

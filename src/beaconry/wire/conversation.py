@@ -139,8 +139,7 @@ def _add_assistant_fields(found: Message, message: Message) -> None:
     if reasoning is not None:
         if not isinstance(reasoning, str):
             raise NoTokensError(Reason.INVALID, "an assistant's reasoning is not text")
-        # the names under which templates look for it
-        found["thinking"] = found["reasoning"] = found["reasoning_content"] = reasoning
+        found["reasoning"] = found["reasoning_content"] = reasoning  # templates look for either
     calls = message.get("tool_calls")
     if calls is None:
         return

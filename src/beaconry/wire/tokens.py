@@ -209,6 +209,8 @@ def _chat(body: _ChatBody) -> Chat:
         raise NoTokensError(
             Reason.OPTION, "tool_choice none with tools: engines can be told to leave the tools out then"
         )
+    if body.tools is not None and not body.tools:
+        raise NoTokensError(Reason.INVALID, "tools is empty")
     for message in body.messages:
         if not isinstance(message.get("role"), str):
             raise NoTokensError(Reason.INVALID, "a message without a role")

@@ -4,6 +4,8 @@ import asyncio
 import itertools
 import os
 import time
+from collections.abc import Callable
+from collections.abc import Sequence as Sized
 from random import Random
 from typing import Final
 
@@ -22,9 +24,23 @@ from beaconry.io.engine.requests import Asked, Prompt, parse_generation
 from beaconry.io.http_exchange import Exchange
 from beaconry.values.block_hash import BlockHasher
 from beaconry.values.errors import CallerError, OperatorError
+from beaconry.values.kv_events import KvEvent
+from beaconry.wire.kv_events import Form
 
 CRASH_STATUS: Final = 70
 """Exit status of a crash on request."""
+
+
+class KvEventsOptions(Struct, frozen=True, kw_only=True):
+    """How an engine publishes its KV events. Ports are of the engine's own host, 0 for a free one."""
+
+    port: int
+    replay_port: int | None = None
+    """None: nothing is remembered for those who come late."""
+    topic: str = ""
+    form: Form = Form.MAPS
+    buffer_steps: int = 10_000
+    """Batches remembered; as many as vLLM remembers by default."""
 
 
 class EngineOptions(Struct, frozen=True, kw_only=True):
@@ -44,6 +60,8 @@ class EngineOptions(Struct, frozen=True, kw_only=True):
     """Serve by the requests' `priority`; else it is ignored and the order is that of arrival."""
     max_queued: int = 16_384
     """Waiting sequences; beyond it new requests get 503. vLLM has no bound by default."""
+    kv_events: KvEventsOptions | None = None
+    """None: it publishes none."""
 
 
 class Generation:
@@ -57,10 +75,19 @@ class Generation:
 
     """
 
-    def __init__(self, options: EngineOptions, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        options: EngineOptions,
+        loop: asyncio.AbstractEventLoop,
+        publish: Callable[[Sized[KvEvent]], None] | None = None,
+    ) -> None:
+        """`publish` gets the KV events of each step that has any; without it none are recorded."""
         _validate(options)
         self.options = options
-        self.engine = Engine(options.settings, options.step_time, rng=Random(options.seed))
+        self._publish = publish
+        self.engine = Engine(
+            options.settings, options.step_time, rng=Random(options.seed), record_events=publish is not None
+        )
         self.steps = EngineLoop(self.engine, self._stepped, speed=options.speed, loop=loop)
         self.observations = Observations(options.max_model_len, options.speed)
         self.open_answers = 0
@@ -136,6 +163,7 @@ class Generation:
             len(prompt.tokens),
             reply.tokens,
             hashes=self._hasher.hashes(tokens, salt=asked.salt),
+            tokens=tokens if self._publish is not None else None,
             priority=asked.priority if self.options.by_priority else 0,
             salt=asked.salt,
         )
@@ -172,6 +200,8 @@ class Generation:
 
     def _stepped(self, result: StepResult, duration_s: float) -> None:
         self.observations.observe_step(result, duration_s)
+        if self._publish is not None and (events := self.engine.take_events()):
+            self._publish(events)
         if self._crash_in is not None:
             self.crash_after(max(0, self._crash_in - result.output_tokens))
         for sequence in result.started:

@@ -1,8 +1,8 @@
 """A simulated engine behind vLLM's HTTP interface, in real time.
 
 It serves /v1/chat/completions, /v1/completions, /v1/models, /health, /ping, /version, /load, /metrics, /tokenize, /detokenize,
-/reset_prefix_cache, and for tests /fault (see `engine_faults.py`). While it shuts down, what runs goes on, and new requests get
-status 200 with the finish reason "abort", as from vLLM.
+/kv_event_sources, /reset_prefix_cache, and for tests /fault (see `faults.py`). While it shuts down, what runs goes on, and new
+requests get status 200 with the finish reason "abort", as from vLLM.
 """
 
 import asyncio
@@ -16,13 +16,14 @@ from beaconry import __version__
 from beaconry.config.gateway import Limits
 from beaconry.engine_model.tokenizer import decode, token_text
 from beaconry.io.engine.faults import FAULT_HEADER, EngineFault, Fault, Kind, parse_fault
-from beaconry.io.engine.generation import EngineOptions, Generation
+from beaconry.io.engine.generation import EngineOptions, Generation, KvEventsOptions
 from beaconry.io.engine.requests import parse_detokenize, parse_tokenize
 from beaconry.io.http_exchange import Exchange
 from beaconry.io.http_server import HttpServer, serve
-from beaconry.values.errors import CallerError
+from beaconry.values.errors import CallerError, OperatorError
 
 if TYPE_CHECKING:
+    from beaconry.io.engine.events import EventPublisher
     from beaconry.io.engine.metrics import EngineMetrics
 
 VERSION: Final = f"0.32.0+beaconry.{__version__}"
@@ -45,9 +46,12 @@ class EngineServer:
     not for ever.
     """
 
-    def __init__(self, options: EngineOptions, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, options: EngineOptions, loop: asyncio.AbstractEventLoop, publisher: "EventPublisher | None" = None
+    ) -> None:
         self.options = options
-        self.generation = Generation(options, loop)
+        self.publisher = publisher
+        self.generation = Generation(options, loop, None if publisher is None else publisher.publish)
         self._loop = loop
         self._created = int(time.time())
         self._metrics: EngineMetrics | None = None
@@ -65,6 +69,7 @@ class EngineServer:
             "/metrics": {"GET": self._expose_metrics},
             "/tokenize": {"POST": self._tokenize},
             "/detokenize": {"POST": self._detokenize},
+            "/kv_event_sources": {"GET": self._list_event_sources},
             "/reset_prefix_cache": {"POST": self._reset_prefix_cache},
             "/fault": {"POST": self._post_fault, "DELETE": self._delete_fault},
         }
@@ -79,6 +84,11 @@ class EngineServer:
             self._route(exchange)(exchange)
         except CallerError as error:
             _refuse(exchange, error)
+
+    def close(self) -> None:
+        """Give back what is not the HTTP server's."""
+        if self.publisher is not None:
+            self.publisher.close()
 
     def _route(self, exchange: Exchange) -> Callable[[Exchange], None]:
         methods = self._routes.get(exchange.path)
@@ -142,6 +152,9 @@ class EngineServer:
             )
         exchange.respond(200, self._metrics.render(), b"text/plain; version=0.0.4; charset=utf-8")
 
+    def _list_event_sources(self, exchange: Exchange) -> None:
+        exchange.respond(200, _json({} if self.publisher is None else {"0": self.publisher.describe()}))
+
     def _reset_prefix_cache(self, exchange: Exchange) -> None:
         if not self.generation.engine.reset_prefix_cache():
             raise CallerError("The prefix cache is in use by running requests.", status=503)
@@ -183,9 +196,22 @@ class EngineServer:
 
 
 async def serve_engine(options: EngineOptions, host: str, port: int) -> tuple[EngineServer, HttpServer]:
-    """Start an engine on the running loop. OperatorError if its options or the address cannot be had."""
-    engine = EngineServer(options, asyncio.get_running_loop())
-    return engine, await serve(engine.handle, host, port, Limits())
+    """Start an engine on the running loop; the caller closes both. OperatorError if its options or an address cannot be had."""
+    loop = asyncio.get_running_loop()
+    publisher = None if options.kv_events is None else _publisher(options.kv_events, host, loop)
+    try:
+        engine = EngineServer(options, loop, publisher)
+        return engine, await serve(engine.handle, host, port, Limits())
+    except OperatorError:
+        if publisher is not None:
+            publisher.close()
+        raise
+
+
+def _publisher(options: KvEventsOptions, host: str, loop: asyncio.AbstractEventLoop) -> "EventPublisher":
+    from beaconry.io.engine.events import EventPublisher  # noqa: PLC0415 (25 ms that only publishers need)
+
+    return EventPublisher(options, host, loop)
 
 
 def _respond_empty(exchange: Exchange) -> None:
