@@ -48,6 +48,7 @@ async def running(**changes):
             yield engine, server.port
     finally:
         await server.abort_all()
+        engine.close()
         engine.generation.engine.check()
 
 

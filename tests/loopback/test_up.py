@@ -140,7 +140,7 @@ def test_a_fleet_starts_serves_and_leaves_nothing_behind(start, tmp_path):
     assert command.until("curl ")
     family = command.family()
     ports = listening(family)
-    assert len(ports) == 5, "four engines and the gateway"
+    assert len(ports) == 13, "four engines, each with two ports for its KV events, and the gateway"
     assert {host for host, _ in ports} == {"127.0.0.1"}
     status, body = chat(address)
     assert status == 200

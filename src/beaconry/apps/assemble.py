@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from random import Random
 
@@ -14,7 +15,9 @@ from beaconry.io.endpoint_file import endpoints_of
 from beaconry.io.http_server import HttpServer, ServerStatistics, serve
 from beaconry.io.metrics import MetricsPage
 from beaconry.io.monitor import Monitor
+from beaconry.io.prompts import Prompts
 from beaconry.io.relay import Relay
+from beaconry.io.zmq_events import KvFeeds
 from beaconry.kvindex.approximate import ApproximateIndex
 from beaconry.kvindex.exact import ExactIndex
 from beaconry.latency.rates import RateBook
@@ -57,6 +60,8 @@ class Gateway:
         self._driver: Driver
         self._server: HttpServer
         self._monitor: Monitor
+        self._feeds: KvFeeds
+        self._prompts: Prompts
 
     async def start(self) -> None:
         """Bind and serve. Raises OperatorError if the address or the log file cannot be had."""
@@ -69,9 +74,14 @@ class Gateway:
         self._driver = Driver(self._router, loop, group.create_task, config.deadlines.connect_s, self._ended)
         self._stack.callback(self._driver.close)
         self._monitor = Monitor(self.tell, self._driver.pool_of, config.health, config.scrape, loop.time)
+        self._feeds = KvFeeds(self._driver.tell)
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokens")
+        self._stack.callback(executor.shutdown, wait=False, cancel_futures=True)
+        self._prompts = Prompts(config.tokens, executor, self._driver.pool_of, loop.time)
         page = MetricsPage(self.statistics, self.server_statistics)
         door = Door(
             self._driver,
+            self._prompts,
             page.render,
             debug_headers=config.access.debug_headers,
             session_header=config.access.session_header,
@@ -83,8 +93,8 @@ class Gateway:
             await self._stack.aclose()
             raise
         self.port = self._server.port
-        monitoring = group.create_task(self._monitor.run())
-        self._stack.callback(monitoring.cancel)
+        for work in (self._monitor.run(), self._feeds.run()):
+            self._stack.callback(group.create_task(work).cancel)
         for endpoint in endpoints_of(config):
             self.tell(EndpointSeen(endpoint))
         gc.collect()
@@ -97,12 +107,20 @@ class Gateway:
         match fact:
             case EndpointSeen() if not fact.endpoint.draining:
                 self._monitor.watch(fact.endpoint)
+                self._prompts.seen(fact.endpoint)
+                for source in fact.endpoint.kv_sources:
+                    self._feeds.watch(source)
             case EndpointSeen():
-                self._monitor.unwatch(fact.endpoint.name)
+                self._unwatch(fact.endpoint.name)
             case EndpointGone():
-                self._monitor.unwatch(fact.name)
+                self._unwatch(fact.name)
             case _:
                 pass
+
+    def _unwatch(self, name: str) -> None:
+        self._monitor.unwatch(name)
+        self._prompts.gone(name)
+        self._feeds.unwatch(name)
 
     def statistics(self) -> RouterStatistics:
         """What the router has counted."""
@@ -121,5 +139,7 @@ class Gateway:
         await self._stack.aclose()
 
     def _ended(self, relay: Relay, ended: Ended) -> None:
+        if relay.tokens is not None and relay.usage is not None:
+            self._prompts.reported(relay.parsed.model, relay.tokens, relay.usage)
         if self._log is not None:
             self._log.write(relay, ended)

@@ -32,7 +32,7 @@ from beaconry.io.children.supervisor import (
     free_ports,
 )
 from beaconry.manifests.model_service import ModelService
-from beaconry.manifests.processes import ENGINE_HOST, EngineProcess, count_engines, plan_gateway, plan_processes
+from beaconry.manifests.processes import ENGINE_HOST, EngineProcess, count_ports, plan_gateway, plan_processes
 from beaconry.router.facts import EndpointGone, EndpointSeen, Fact, HealthChecked
 from beaconry.values.errors import OperatorError
 
@@ -103,7 +103,7 @@ class Fleet:
 
     def _plan(self) -> Supervisor:
         """Plan the processes, and tell the gateway what there will be: a model that is known, and not served yet."""
-        ports = free_ports(count_engines(self._service), ENGINE_HOST, random.Random())
+        ports = free_ports(count_ports(self._service), ENGINE_HOST, random.Random())
         processes = plan_processes(self._service, ports, sys.executable)
         for process in processes:
             self._processes[process.name] = process

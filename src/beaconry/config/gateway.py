@@ -7,7 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from beaconry.values.endpoint import EngineType, Role
+from beaconry.values.endpoint import EngineType, KvBlocks, KvEventsAddress, Role
 
 PATH = Meta(pattern=r"^/[\x21-\x7e]*$")
 """An absolute path without spaces or control characters: it goes onto the request line as it is."""
@@ -103,6 +103,19 @@ class Scrape(Section, frozen=True):
     body_bytes: int = 4_194_304
 
 
+class Tokens(Section, frozen=True):
+    """Prompts to tokens, for engines that tell their KV events."""
+
+    model_dirs: dict[str, str] = {}
+    """Directory with `tokenizer.json` and chat template, by model: the fastest way (`pip install 'beaconry[tokenizers]'`)."""
+    ask_engines: bool = True
+    """Else, or if that fails, an engine's own `/tokenize` is asked."""
+    deadline_s: Annotated[float, ABOVE_0] = 0.05
+    """For all of it; then the request goes on by the approximate view."""
+    cache_bytes: int = 134_217_728
+    """Per model, for tokens and again for keys of earlier turns."""
+
+
 class Access(Section, frozen=True):
     """Logs and debug output."""
 
@@ -126,6 +139,10 @@ class EndpointConfig(Section, frozen=True):
     engine: EngineType = EngineType.VLLM
     variant: str = "default"
     draining: bool = False
+    kv_events: KvEventsAddress | None = None
+    """Where the engine publishes its KV events; absent: the approximate view only."""
+    kv_blocks: KvBlocks | None = None
+    """How it names its blocks; absent with `kvEvents` is vLLM's default."""
 
 
 class GatewayConfig(Section, frozen=True):
@@ -137,6 +154,7 @@ class GatewayConfig(Section, frozen=True):
     retry: Retry = Retry()
     health: Health = Health()
     scrape: Scrape = Scrape()
+    tokens: Tokens = Tokens()
     access: Access = Access()
     policy: str = "expected-cost"
     """A policy's name: `beaconry policies` lists them."""

@@ -4,12 +4,13 @@ Only `/v1/...` reaches an engine, by the `model` in its JSON body; an engine's o
 """
 
 import re
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
 
 import msgspec
 
 from beaconry.io.http_exchange import Exchange
+from beaconry.io.prompts import Keyed, Prompts
 from beaconry.io.relay import Relay
 from beaconry.router.facts import ClientLeft, Fact, RequestArrived, RequestRefused
 from beaconry.router.router import Router
@@ -17,7 +18,7 @@ from beaconry.values.errors import CallerError
 from beaconry.values.request import Request
 from beaconry.wire.errors import caller_error_body
 from beaconry.wire.headers import for_engine
-from beaconry.wire.openai import TOKEN_BYTES, api_of, parse
+from beaconry.wire.openai import TOKEN_BYTES, Parsed, api_of, parse
 from beaconry.wire.prefix import BLOCK_BYTES
 
 _FORWARDED = re.compile(r"/v1(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
@@ -25,6 +26,8 @@ _FORWARDED = re.compile(r"/v1(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
 _ADMINISTRATIVE = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 """Changes an engine for everybody: the operator's, not a client's."""
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+CLIENT_CLOSED = 499
+"""nginx's status for a client that left before there was an answer."""
 DEBUG_HEADER = b"x-beaconry-debug"
 
 
@@ -45,14 +48,26 @@ class Desk(Protocol):
         """Loop time."""
         ...
 
+    def spawn(self, work: Coroutine[Any, Any, None]) -> object:
+        """Run in the gateway's task group."""
+        ...
+
 
 class Door:
     """Turns exchanges into requests, or answers them itself."""
 
     def __init__(
-        self, desk: Desk, metrics: Callable[[], bytes], *, debug_headers: bool, session_header: str | None, boot_id: str
+        self,
+        desk: Desk,
+        prompts: Prompts,
+        metrics: Callable[[], bytes],
+        *,
+        debug_headers: bool,
+        session_header: str | None,
+        boot_id: str,
     ) -> None:
         self._desk = desk
+        self._prompts = prompts
         self._debug_headers = debug_headers
         self._session_header = session_header.lower().encode() if session_header else None
         self._boot_id = boot_id
@@ -104,20 +119,43 @@ class Door:
                 code="unsupported_media_type",
             )
         parsed = parse(api_of(path), exchange.body)
+        arrived_s = self._desk.now_s()
+        keyed = self._prompts.begin(parsed.model, parsed.api, parsed.body)
+        if keyed is None or isinstance(keyed, Keyed):
+            self._admit(exchange, parsed, keyed, arrived_s)
+        else:
+            self._desk.spawn(self._admit_later(exchange, parsed, keyed, arrived_s))
+
+    async def _admit_later(
+        self, exchange: Exchange, parsed: Parsed, pending: Awaitable[Keyed], arrived_s: float
+    ) -> None:
+        keyed = await pending
+        if exchange.closed:
+            self._desk.tell(RequestRefused(CLIENT_CLOSED))
+        else:
+            self._admit(exchange, parsed, keyed, arrived_s)
+
+    def _admit(self, exchange: Exchange, parsed: Parsed, keyed: Keyed | None, arrived_s: float) -> None:
+        """Hand the request to the router."""
         desk = self._desk
         self._count += 1
         request_id = f"{self._boot_id}-{self._count}"
         density = desk.router.tokens_per_byte(parsed.model)
         exact = parsed.prompt_tokens
+        if keyed is not None and keyed.tokens.ids is not None:
+            exact = len(keyed.tokens.ids)
         request = Request(
             id=request_id,
             model=parsed.model,
             api=parsed.api,
-            arrived_s=desk.now_s(),
+            arrived_s=arrived_s,
             prompt_tokens=exact if exact is not None else int(parsed.prompt_bytes * density) + 1,
-            prompt_bytes=parsed.prompt_bytes if exact is None else 0,
+            prompt_bytes=parsed.prompt_bytes if parsed.prompt_tokens is None else 0,
             prefix=parsed.prefix,
-            block_tokens=BLOCK_BYTES / TOKEN_BYTES if exact is not None else BLOCK_BYTES * density,
+            block_tokens=BLOCK_BYTES / TOKEN_BYTES if parsed.prompt_tokens is not None else BLOCK_BYTES * density,
+            keys=() if keyed is None else keyed.keys,
+            key_tokens=0 if keyed is None else keyed.key_tokens,
+            tokens_from="" if keyed is None else keyed.tokens.told,
             output_tokens=parsed.output_tokens,
             sequences=parsed.sequences,
             stream=parsed.stream,
@@ -128,6 +166,7 @@ class Door:
         if given_id is None or not _REQUEST_ID.fullmatch(given_id):
             headers += b"x-request-id: %b\r\n" % request_id.encode()
         relay = Relay(desk, exchange, parsed, headers)
+        relay.tokens = None if keyed is None else keyed.tokens
         relay.debug = self._debug_headers and exchange.header(DEBUG_HEADER) == b"1"
         exchange.on_close = lambda: desk.tell(ClientLeft(request_id))
         desk.admit(relay, request_id, RequestArrived(request))

@@ -27,7 +27,7 @@ class Driver:
         self.router = router
         self.now_s = loop.time
         self._loop = loop
-        self._spawn = spawn
+        self.spawn = spawn
         self._connect_s = connect_s
         self._on_ended = on_ended
         self._relays: dict[str, Relay] = {}
@@ -83,7 +83,7 @@ class Driver:
         if pool is None or pool.host != endpoint.host or pool.port != endpoint.port:
             if pool is not None:
                 pool.close()
-            pool = UpstreamPool(endpoint.host, endpoint.port, self._connect_s, self._spawn)
+            pool = UpstreamPool(endpoint.host, endpoint.port, self._connect_s, self.spawn)
             self._pools[endpoint.name] = pool
         return pool
 

@@ -12,9 +12,12 @@ from pathlib import Path
 from beaconry.config.gateway import EndpointConfig, GatewayConfig
 from beaconry.io.config_file import read_yaml
 from beaconry.router.facts import EndpointGone, EndpointSeen, Fact
-from beaconry.values.endpoint import Endpoint
+from beaconry.values.block_hash import DEFAULT_SEED
+from beaconry.values.endpoint import Endpoint, KvBlocks
 from beaconry.values.errors import OperatorError
 
+VLLM_BLOCKS = KvBlocks(block_tokens=16, algorithm="sha256", seed=DEFAULT_SEED)
+"""vLLM's defaults."""
 Stamp = tuple[int, int, int]
 """Size in bytes, time of the last change in ns, inode."""
 
@@ -51,6 +54,8 @@ def endpoints_of(config: GatewayConfig) -> tuple[Endpoint, ...]:
             engine=one.engine,
             variant=one.variant,
             draining=one.draining,
+            kv_events=one.kv_events,
+            kv_blocks=one.kv_blocks or (VLLM_BLOCKS if one.kv_events is not None else None),
         )
         for one in config.endpoints
     )

@@ -13,6 +13,7 @@ from beaconry.values.request import Usage
 from beaconry.wire.errors import error_body
 from beaconry.wire.headers import for_client
 from beaconry.wire.openai import Parsed
+from beaconry.wire.tokens import PromptTokens
 from beaconry.wire.usage import StreamWatch, usage_of
 
 PROGRESS_S = 1.0
@@ -57,6 +58,7 @@ class Relay:
         "parsed",
         "placement",
         "status",
+        "tokens",
         "usage",
     )
 
@@ -70,6 +72,8 @@ class Relay:
         """The latest leg."""
         self.debug = False
         """The client asked for the decision in headers, and may."""
+        self.tokens: PromptTokens | None = None
+        """The prompt's tokens, or why there are none; None if nobody asked."""
         self.status = 0
         self.usage: Usage | None = None
         self.head_headers: list[tuple[bytes, bytes]] = []
@@ -169,6 +173,8 @@ class Relay:
         headers = for_client(self.head_headers)
         if self.debug and self.placement is not None:
             headers += debug_headers(self.placement, self._reported_s - self._arrived_s)
+            if self.tokens is not None:
+                headers.append((b"x-beaconry-tokens", self.tokens.told.encode()))
         streamed = _is_stream(self.head_headers)
         if streamed:
             self._watch = StreamWatch(strip=self.parsed.stream and not self.parsed.wants_usage)
@@ -224,6 +230,7 @@ def debug_headers(placement: StartLeg, first_byte_s: float) -> list[tuple[bytes,
     headers = [
         (b"x-beaconry-endpoint", placement.endpoint.name.encode()),
         (b"x-beaconry-policy", decision.policy.encode()),
+        (b"x-beaconry-view", b"exact" if decision.chosen.candidate.exact else b"approximate"),
         (b"x-beaconry-matched-tokens", b"%d" % decision.chosen.candidate.matched_tokens),
         (b"x-beaconry-first-byte-ms", b"%.1f" % (1e3 * first_byte_s)),
     ]

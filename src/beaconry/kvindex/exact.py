@@ -171,6 +171,10 @@ class ExactIndex:
         sizes = [lease.block_tokens for lease in self._leases.of_endpoint(name) if lease.block_tokens]
         return sizes[0] if sizes else None
 
+    def proves(self, name: str) -> bool:
+        """Whether an endpoint's blocks tell what its engine can reuse: not if any of its ranks has groups that are not indexed."""
+        return not any(lease.hybrid for lease in self._leases.of_endpoint(name))
+
     def statistics(self) -> ExactStatistics:
         """A snapshot. Walks over all shards: for a scrape, not for each request."""
         sources = [

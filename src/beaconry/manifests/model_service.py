@@ -76,6 +76,8 @@ class SimEngine(Section, frozen=True, tag_field="type", tag="sim"):
     """Above 1 everything takes that much less time."""
     blocks: Annotated[int, Meta(ge=1)] | None = None
     """KV blocks; absent is what the preset's memory holds."""
+    kv_events: bool = True
+    """As for vLLM."""
     args: tuple[str, ...] = ()
     """Further flags of `beaconry engine`; the last one wins."""
     env: dict[str, str] = field(default_factory=dict)
@@ -90,6 +92,8 @@ class VllmEngine(Section, frozen=True, tag_field="type", tag="vllm"):
     command: Annotated[tuple[str, ...], Meta(min_length=1)] = ("vllm", "serve")
     """How vLLM starts: absolute paths for an environment of its own, for example
     `[/opt/vllm/bin/python, -m, vllm.entrypoints.openai.api_server]`."""
+    kv_events: bool = True
+    """Engines tell the gateway what their prefix caches hold; without it the gateway guesses from what it sent them."""
     args: tuple[str, ...] = ()
     """vLLM's own flags; the last one wins."""
     env: dict[str, str] = field(default_factory=dict)

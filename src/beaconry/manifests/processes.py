@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from beaconry.config.gateway import GatewayConfig, Listen
+from beaconry.manifests.kv_events import HOST, REFUSED_FLAGS, EventPorts, event_flags, kv_blocks, tells
 from beaconry.manifests.model_service import ModelService, Pool, SimEngine, Spec, VllmEngine
 from beaconry.values.endpoint import Endpoint, EngineType
 from beaconry.values.errors import OperatorError
 
-ENGINE_HOST = "127.0.0.1"
+ENGINE_HOST = HOST
 _PLANNED_FLAGS = {
     "--host": "engines are reached through the gateway; remove it",
     "--port": "ports are chosen when the fleet starts; remove it",
@@ -40,44 +41,55 @@ class EngineProcess(Struct, frozen=True, kw_only=True):
 
 
 def count_engines(service: ModelService) -> int:
-    """How many processes, so how many ports, `service` takes."""
+    """How many processes `service` takes."""
     return sum(pool.replicas for pool in service.spec.pools)
 
 
-def plan_processes(service: ModelService, ports: Sequence[int], python: str) -> tuple[EngineProcess, ...]:
-    """Return one process per replica, on `ports` in order. `python` runs this package, for simulated engines.
+def count_ports(service: ModelService) -> int:
+    """How many ports `service` takes: one per engine, and two more for each that publishes KV events."""
+    telling = sum(pool.replicas for pool in service.spec.pools if tells(*_engine(service.spec, pool)))
+    return count_engines(service) + 2 * telling
 
+
+def plan_processes(service: ModelService, ports: Sequence[int], python: str) -> tuple[EngineProcess, ...]:
+    """Return one process per replica. `python` runs this package, for simulated engines.
+
+    `ports` are used in order: one for each engine to serve at, then two for the KV events of each that publishes them.
     Raises OperatorError for flags that contradict the plan, and for ports that repeat or are too few.
     """
-    if len(ports) < count_engines(service) or len(set(ports)) < len(ports):
-        raise OperatorError(
-            f"{count_engines(service)} different ports are needed, one per engine; given: {list(ports)}"
-        )
+    if len(ports) < count_ports(service) or len(set(ports)) < len(ports):
+        raise OperatorError(f"{count_ports(service)} different ports are needed; given: {list(ports)}")
+    spec = service.spec
+    serving, telling = iter(ports), iter(ports[count_engines(service) :])
     processes: list[EngineProcess] = []
     used_devices: dict[str, int] = {}
-    for pool in service.spec.pools:
-        engine = pool.engine or service.spec.engine
-        _refuse_planned_flags((*engine.args, *pool.args), pool)
+    for pool in spec.pools:
+        engine, args = _engine(spec, pool)
+        _refuse_planned_flags(args, pool, _PLANNED_FLAGS)
+        if tells(engine, args):
+            _refuse_planned_flags(args, pool, REFUSED_FLAGS)
         for index in range(pool.replicas):
-            devices = _devices(pool, engine, used_devices)
-            port = ports[len(processes)]
+            environment = _environment(engine, _devices(pool, engine, used_devices)) | engine.env | pool.env
+            events = EventPorts(live=next(telling), replay=next(telling)) if tells(engine, args) else None
             endpoint = Endpoint(
                 name=f"{pool.name}-{index}",
                 host=ENGINE_HOST,
-                port=port,
-                model=service.spec.model.served_name,
+                port=next(serving),
+                model=spec.model.served_name,
                 pool=pool.name,
                 role=pool.role,
                 engine=EngineType.SIM if isinstance(engine, SimEngine) else EngineType.VLLM,
                 variant=pool.name,
+                kv_events=None if events is None else events.address,
+                kv_blocks=None if events is None else kv_blocks(engine, args, environment),
             )
             processes.append(
                 EngineProcess(
                     name=endpoint.name,
-                    argv=_argv(service.spec, pool, port, python),
-                    env=_environment(engine, devices) | engine.env | pool.env,
+                    argv=_argv(spec, pool, endpoint, events, python),
+                    env=environment,
                     host=ENGINE_HOST,
-                    port=port,
+                    port=endpoint.port,
                     endpoint=endpoint,
                     ready_within_s=engine.ready_within_s,
                 )
@@ -100,25 +112,35 @@ def plan_gateway(service: ModelService, listen: Listen) -> GatewayConfig:
     )
 
 
-def _argv(spec: Spec, pool: Pool, port: int, python: str) -> tuple[str, ...]:
+def _engine(spec: Spec, pool: Pool) -> tuple[SimEngine | VllmEngine, tuple[str, ...]]:
+    """A pool's engine, and the operator's arguments to it."""
     engine = pool.engine or spec.engine
-    address = ("--host", ENGINE_HOST, "--port", str(port))
+    return engine, (*engine.args, *pool.args)
+
+
+def _argv(spec: Spec, pool: Pool, endpoint: Endpoint, events: EventPorts | None, python: str) -> tuple[str, ...]:
+    engine, args = _engine(spec, pool)
+    address = ("--host", endpoint.host, "--port", str(endpoint.port))
     if isinstance(engine, SimEngine):
-        argv = [python, "-m", "beaconry", "engine", *address, "--model", spec.model.served_name]
+        argv = [python, "-m", "beaconry", "engine", *address, "--model", endpoint.model]
         if engine.preset is not None:
             argv += ["--preset", engine.preset]
         argv += ["--speed", f"{engine.speed:g}"]
         if engine.blocks is not None:
             argv += ["--blocks", str(engine.blocks)]
-        return (*argv, *engine.args, *pool.args)
-    model = (spec.model.path,) if engine.command[-1] == "serve" else ("--model", spec.model.path)
-    argv = [*engine.command, *model, *address, "--served-model-name", spec.model.served_name]
-    if pool.parallelism.tensor > 1:
-        argv += ["--tensor-parallel-size", str(pool.parallelism.tensor)]
-    if pool.parallelism.pipeline > 1:
-        argv += ["--pipeline-parallel-size", str(pool.parallelism.pipeline)]
-    argv.append("--enable-prompt-tokens-details")  # the router learns from usage.prompt_tokens_details.cached_tokens
-    return (*argv, *engine.args, *pool.args)
+    else:
+        model = (spec.model.path,) if engine.command[-1] == "serve" else ("--model", spec.model.path)
+        argv = [*engine.command, *model, *address, "--served-model-name", endpoint.model]
+        if pool.parallelism.tensor > 1:
+            argv += ["--tensor-parallel-size", str(pool.parallelism.tensor)]
+        if pool.parallelism.pipeline > 1:
+            argv += ["--pipeline-parallel-size", str(pool.parallelism.pipeline)]
+        argv.append(
+            "--enable-prompt-tokens-details"
+        )  # the router learns from usage.prompt_tokens_details.cached_tokens
+    if events is not None:
+        argv += event_flags(engine, f"kv@{endpoint.name}@{endpoint.model}", events)
+    return (*argv, *args)
 
 
 def _environment(engine: SimEngine | VllmEngine, devices: Mapping[str, str]) -> dict[str, str]:
@@ -126,6 +148,8 @@ def _environment(engine: SimEngine | VllmEngine, devices: Mapping[str, str]) -> 
     if isinstance(engine, VllmEngine):
         # vLLM closes idle connections after 5 s by default, under a request that is just being sent.
         environment["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = "120"
+        # It seeds the names of KV blocks; older versions, and the hashes named xxhash, take a random one without it.
+        environment["PYTHONHASHSEED"] = "0"
     return environment
 
 
@@ -140,8 +164,8 @@ def _devices(pool: Pool, engine: SimEngine | VllmEngine, used: dict[str, int]) -
     return {variable: ",".join(str(device) for device in range(first, used[variable]))}
 
 
-def _refuse_planned_flags(args: Sequence[str], pool: Pool) -> None:
+def _refuse_planned_flags(args: Sequence[str], pool: Pool, planned: Mapping[str, str]) -> None:
     for arg in args:
         flag = arg.partition("=")[0].replace("_", "-")
-        if flag in _PLANNED_FLAGS:
-            raise OperatorError(f'args of pool "{pool.name}": {arg}: {_PLANNED_FLAGS[flag]}')
+        if flag in planned:
+            raise OperatorError(f'args of pool "{pool.name}": {arg}: {planned[flag]}')

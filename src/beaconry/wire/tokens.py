@@ -174,7 +174,7 @@ class _ChatBody(_Body, kw_only=True):
 
 class _TextBody(_Body, kw_only=True):
     prompt: str | list[str | int | list[int]] | None = None
-    prompt_embeds: Raw | None = None
+    prompt_embeds: Any = None
 
 
 _CHAT = msgspec.json.Decoder(_ChatBody)

@@ -107,4 +107,5 @@ def _may_hide(other: str, marker: str) -> bool:
     """Whether `other` can be found in a text so that an occurrence of `marker` there is none: around it, or over its beginning."""
     if other == marker:
         return False
-    return marker in other or any(other.endswith(marker[:length]) for length in range(1, len(marker)))
+    longest = min(len(marker), len(other)) - 1
+    return marker in other or any(other.endswith(marker[:length]) for length in range(1, longest + 1))

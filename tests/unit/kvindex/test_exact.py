@@ -164,12 +164,17 @@ def test_a_block_is_there_until_its_last_copy_is_removed():
 def test_an_engine_with_a_sliding_window_group_is_not_indexed():
     index = ExactIndex()
     index.apply("a", 0, [stored(1, 2, 3)])
+    assert index.proves("a")
     index.apply("a", 0, [stored(1, 2, group=1, dense=False), stored(4)])
+    assert not index.proves("a")
     assert index.match([1, 2, 3]) == {}
     index.apply("a", 0, [AllBlocksCleared(), stored(1, 2, 3), removed(1)])
     assert index.match([2]) == {}
     assert index.statistics().sources[0].hybrid
     index.check()
+    index.clear("a")
+    index.apply("a", 0, [stored(1)])
+    assert index.proves("a")
 
 
 def test_of_several_dense_groups_the_first_one_counts():

@@ -231,6 +231,16 @@ def test_a_restart_while_nobody_listened_shows_in_the_first_answer(newer):
     assert made.statistics().restarts == 1
 
 
+def test_what_waits_from_before_a_restart_is_not_applied_after_it():
+    made = fed(range(10))
+    made.live(15, batch(15))
+    assert made.replay_ended() == Advance(clear=True, replay_from=0)
+    made.replayed(0, batch(90))
+    assert made.replay_ended() == NOTHING
+    assert made.state is EXACT
+    assert made.statistics().next_sequence == 1
+
+
 def test_a_reconnect_to_the_same_engine_keeps_the_view():
     made = fed(range(10))
     made.disconnected()

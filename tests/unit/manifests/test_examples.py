@@ -8,7 +8,7 @@ from beaconry.config.gateway import GatewayConfig
 from beaconry.config.loading import load_yaml
 from beaconry.engine_model.presets import variant
 from beaconry.manifests.model_service import ModelService, SimEngine
-from beaconry.manifests.processes import count_engines, plan_processes
+from beaconry.manifests.processes import count_ports, plan_processes
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 SPECS = [path for path in sorted(EXAMPLES.glob("*.yaml")) if path.name != "gateway.yaml"]
@@ -17,7 +17,7 @@ SPECS = [path for path in sorted(EXAMPLES.glob("*.yaml")) if path.name != "gatew
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
 def test_an_example_spec_loads_and_gives_a_plan(path):
     service = load_yaml(path.read_text(), ModelService, path.name)
-    assert plan_processes(service, range(9000, 9000 + count_engines(service)), "python")
+    assert plan_processes(service, range(9000, 9000 + count_ports(service)), "python")
     for engine in (service.spec.engine, *(pool.engine for pool in service.spec.pools)):
         if isinstance(engine, SimEngine):
             assert variant(engine.preset)

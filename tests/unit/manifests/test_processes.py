@@ -1,12 +1,14 @@
 """Plans: the exact argv, environment and endpoint of each engine."""
 
+import json
+
 import pytest
 
 from beaconry.config.gateway import Listen
 from beaconry.config.loading import load_yaml
 from beaconry.manifests.model_service import ModelService
-from beaconry.manifests.processes import EngineProcess, count_engines, plan_gateway, plan_processes
-from beaconry.values.endpoint import Endpoint, EngineType
+from beaconry.manifests.processes import EngineProcess, count_ports, plan_gateway, plan_processes
+from beaconry.values.endpoint import Endpoint, EngineType, KvBlocks, KvEventsAddress
 from beaconry.values.errors import OperatorError
 
 
@@ -23,7 +25,7 @@ spec:
 
 def plan(spec, **more):
     found = service(spec, **more)
-    return plan_processes(found, range(9000, 9000 + count_engines(found)), "python")
+    return plan_processes(found, range(9000, 9000 + count_ports(found)), "python")
 
 
 def test_a_simulated_engine_is_this_package_with_the_planned_port():
@@ -32,13 +34,32 @@ def test_a_simulated_engine_is_this_package_with_the_planned_port():
         name="default-0",
         argv=(
             *("python", "-m", "beaconry", "engine", "--host", "127.0.0.1", "--port", "9000", "--model", "gpt-oss"),
-            *("--preset", "p", "--speed", "2.5", "--blocks", "64", "--seed=1"),
+            *(
+                "--preset",
+                "p",
+                "--speed",
+                "2.5",
+                "--blocks",
+                "64",
+                "--kv-events-port",
+                "9001",
+                "--kv-replay-port",
+                "9002",
+            ),
+            *("--kv-events-topic", "kv@default-0@gpt-oss", "--seed=1"),
         ),
         env={"PYTHONUNBUFFERED": "1"},
         host="127.0.0.1",
         port=9000,
         endpoint=Endpoint(
-            name="default-0", host="127.0.0.1", port=9000, model="gpt-oss", engine=EngineType.SIM, variant="default"
+            name="default-0",
+            host="127.0.0.1",
+            port=9000,
+            model="gpt-oss",
+            engine=EngineType.SIM,
+            variant="default",
+            kv_events=KvEventsAddress(endpoint="tcp://127.0.0.1:9001", replay="tcp://127.0.0.1:9002"),
+            kv_blocks=KvBlocks(block_tokens=16, algorithm="fast", seed="vllm-none-hash"),
         ),
         ready_within_s=30.0,
     )
@@ -48,10 +69,72 @@ def test_a_vllm_engine_reports_cached_tokens_and_keeps_connections():
     (process,) = plan("  engine: {type: vllm, args: [--block-size=128], env: {HF_HUB_OFFLINE: '1'}}\n")
     assert process.argv == (
         *("vllm", "serve", "openai/gpt-oss-120b", "--host", "127.0.0.1", "--port", "9000"),
-        *("--served-model-name", "gpt-oss", "--enable-prompt-tokens-details", "--block-size=128"),
+        *("--served-model-name", "gpt-oss", "--enable-prompt-tokens-details", "--kv-events-config", process.argv[11]),
+        "--block-size=128",
     )
-    assert process.env == {"PYTHONUNBUFFERED": "1", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120", "HF_HUB_OFFLINE": "1"}
+    assert process.env == {
+        "PYTHONUNBUFFERED": "1",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",
+        "PYTHONHASHSEED": "0",
+        "HF_HUB_OFFLINE": "1",
+    }
     assert process.endpoint.engine is EngineType.VLLM
+
+
+def test_a_vllm_engine_publishes_its_events_on_the_loopback_only():
+    (process,) = plan("  engine: {type: vllm, args: [--block-size=128]}\n")
+    assert json.loads(process.argv[11]) == {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": "tcp://[::ffff:127.0.0.1]:9001",
+        "replay_endpoint": "tcp://127.0.0.1:9002",
+        "topic": "kv@default-0@gpt-oss",
+    }
+    assert process.endpoint.kv_events == KvEventsAddress(endpoint="tcp://127.0.0.1:9001", replay="tcp://127.0.0.1:9002")
+    assert process.endpoint.kv_blocks == KvBlocks(block_tokens=128, algorithm="sha256", seed="0")
+
+
+@pytest.mark.parametrize(
+    ("engine", "blocks"),
+    [
+        ("{type: vllm}", (0, "sha256", "0")),
+        ("{type: vllm, args: [--block_size, '32', --prefix-caching-hash-algo=sha256_cbor]}", (32, "sha256_cbor", "0")),
+        ("{type: vllm, args: [--block-size=16, --block-size=64]}", (64, "sha256", "0")),
+        ("{type: vllm, env: {PYTHONHASHSEED: '7'}}", (0, "sha256", "7")),
+        ("{type: vllm, args: [--block-size, many]}", (0, "sha256", "0")),
+        (
+            "{type: sim, args: [--block-size, '32', --prefix-caching-hash-algo, sha256]}",
+            (32, "sha256", "vllm-none-hash"),
+        ),
+    ],
+)
+def test_how_blocks_are_named_follows_from_flags_and_environment(engine, blocks):
+    (process,) = plan(f"  engine: {engine}\n")
+    told = process.endpoint.kv_blocks
+    assert (told.block_tokens, told.algorithm, told.seed) == blocks
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "{type: vllm, kvEvents: false, args: [--data-parallel-size=2]}",
+        "{type: sim, kvEvents: false}",
+        "{type: sim, args: [--no-enable-prefix-caching]}",
+        "{type: vllm, args: [--no-enable-prefix-caching]}",
+    ],
+)
+def test_an_engine_that_is_to_tell_nothing_takes_one_port(engine):
+    found = service(f"  engine: {engine}\n")
+    assert count_ports(found) == 1
+    (process,) = plan_processes(found, [9000], "python")
+    assert not any("kv-" in arg for arg in process.argv)
+    assert (process.endpoint.kv_events, process.endpoint.kv_blocks) == (None, None)
+
+
+@pytest.mark.parametrize("arg", ["--kv-events-config={}", "--kv_events_config", "--kv-events-port=1", "-dp"])
+def test_flags_against_the_planned_events_are_refused(arg):
+    with pytest.raises(OperatorError, match=f'args of pool "default": {arg}: .*(remove it|instead)'):
+        plan(f"  pools: [{{args: ['{arg}']}}]")
 
 
 def test_a_command_that_is_no_serve_gets_the_model_as_a_flag():
@@ -85,15 +168,16 @@ def test_pools_are_named_and_numbered_in_the_order_of_the_file():
         ("cpu-0", 9003),
         ("sim-0", 9004),
     ]
+    told = [one.endpoint.kv_events.endpoint.rpartition(":")[2] for one in processes]
+    assert told == ["9005", "9007", "9009", "9011", "9013"]
     assert [one.endpoint.variant for one in processes] == ["big", "big", "amd", "cpu", "sim"]
 
 
 def test_a_pool_adds_to_its_engine_and_wins():
     big = plan(POOLS)[0]
-    assert big.argv[-7:] == (
-        *("--tensor-parallel-size", "2", "--pipeline-parallel-size", "2", "--enable-prompt-tokens-details"),
-        *("--a", "--b"),
-    )
+    flags = ("--tensor-parallel-size", "2", "--pipeline-parallel-size", "2", "--enable-prompt-tokens-details")
+    assert big.argv[-9:-4] == flags
+    assert big.argv[-2:] == ("--a", "--b")
     assert (big.env["X"], big.env["Y"]) == ("pool", "engine")
 
 
@@ -120,7 +204,7 @@ def test_flags_that_the_plan_decides_are_refused(arg):
 
 @pytest.mark.parametrize("ports", [[9000], [9000, 9000]])
 def test_ports_must_suffice_and_differ(ports):
-    with pytest.raises(OperatorError, match="2 different ports are needed"):
+    with pytest.raises(OperatorError, match="6 different ports are needed"):
         plan_processes(service("  pools: [{replicas: 2}]"), ports, "python")
 
 

@@ -181,7 +181,9 @@ def test_two_images_in_one_block_are_tagged_in_order_before_the_salt():
 def test_doubtful_keys_are_said_to_be_so():
     twice = Extras(lora=("same", "same"))
     assert "twice" in BlockHasher(4, "sha256").doubt(twice)
-    assert "twice" in BlockHasher(4, "xxhash").doubt(Extras(salt="x", items=(MediaItem(identifier="x", offset=0, length=1),)))
+    assert "twice" in BlockHasher(4, "xxhash").doubt(
+        Extras(salt="x", items=(MediaItem(identifier="x", offset=0, length=1),))
+    )
     assert BlockHasher(4, "sha256").doubt(Extras(lora=("a", "/a"), salt="s")) is None
     assert BlockHasher(4, "sha256_cbor").doubt(twice) is None
     assert "SGLang" in BlockHasher(4, "sglang").doubt(Extras(salt="s"))

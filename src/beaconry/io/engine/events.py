@@ -98,7 +98,6 @@ class EventPublisher:
         """Give the addresses back at once; what was not sent is lost, as when an engine ends."""
         if self._asked is not None:
             self._loop.remove_reader(int(self._asked.get(zmq.FD)))
-            self._asked = None
         if self._turn is not None:
             self._turn.cancel()
         self._zmq.destroy(linger=0)

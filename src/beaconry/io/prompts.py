@@ -1,0 +1,129 @@
+"""From a request's body to the keys by which engines name its blocks, for the models whose engines tell their KV events.
+
+Tokens come from `tokenizing.py`, keys from them by `kvindex/block_keys.py`. Whatever is missing, late or doubtful on the way only means
+that the request goes on without keys, by the approximate view, and says why.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+
+from msgspec import Struct
+
+from beaconry.config.gateway import Tokens
+from beaconry.io.engine_tokens import EngineTokens
+from beaconry.io.model_directory import local_tokens
+from beaconry.io.sim_tokens import sim_tokens
+from beaconry.io.token_source import Source
+from beaconry.io.tokenizing import Tokenizing, TokenizingStatistics, keys_of
+from beaconry.io.upstream import UpstreamPool
+from beaconry.kvindex.block_keys import BlockKeys
+from beaconry.values.block_hash import BlockHasher
+from beaconry.values.endpoint import Endpoint, EngineType, KvBlocks
+from beaconry.values.request import Api, Usage
+from beaconry.wire.tokens import PromptTokens
+
+INLINE_TOKENS = 4096
+"""Prompts up to this length are hashed at once: 0.5 ms with SHA-256 and blocks of 16. Longer ones let other requests in between."""
+USUAL_BLOCK_TOKENS = 16
+"""vLLM's default, for engines whose block size is not configured."""
+
+
+class Keyed(Struct, frozen=True):
+    """A prompt's tokens, and the keys of its full blocks; none if they cannot be had or trusted."""
+
+    tokens: PromptTokens
+    keys: Sequence[int]
+    key_tokens: int
+
+
+class _Model:
+    """One model's way of tokenizing and hashing."""
+
+    def __init__(self, blocks: KvBlocks, tokenizing: Tokenizing, cache_bytes: int) -> None:
+        self.blocks = blocks
+        self.tokenizing = tokenizing
+        self.key_tokens = blocks.block_tokens or USUAL_BLOCK_TOKENS
+        self.keys = BlockKeys(BlockHasher(self.key_tokens, blocks.algorithm, blocks.seed), cache_bytes)
+
+
+class Prompts:
+    """All models. Belongs to the event loop."""
+
+    def __init__(
+        self,
+        knobs: Tokens,
+        executor: Executor,
+        pool_of: Callable[[Endpoint], UpstreamPool],
+        now_s: Callable[[], float],
+    ) -> None:
+        self._knobs = knobs
+        self._executor = executor
+        self._pool_of = pool_of
+        self._now_s = now_s
+        self._models: dict[str, _Model] = {}
+        """Those whose engines tell their events and how they hash."""
+        self._endpoints: dict[str, Endpoint] = {}
+        """All that serve, by name."""
+
+    def seen(self, endpoint: Endpoint) -> None:
+        """An endpoint serves. Raises OperatorError if its model's tokenizer directory cannot be used."""
+        self._endpoints[endpoint.name] = endpoint
+        blocks = endpoint.kv_blocks
+        if blocks is None or endpoint.kv_events is None:
+            return
+        known = self._models.get(endpoint.model)
+        if known is None or known.blocks != blocks:
+            tokenizing = Tokenizing(self._sources(endpoint), self._now_s, deadline_s=self._knobs.deadline_s)
+            self._models[endpoint.model] = _Model(blocks, tokenizing, self._knobs.cache_bytes)
+
+    def gone(self, name: str) -> None:
+        """An endpoint serves no longer."""
+        self._endpoints.pop(name, None)
+
+    def begin(self, model: str, api: Api, body: bytes) -> Keyed | Awaitable[Keyed] | None:
+        """The keys at once, or what to await for them; None if the model's engines tell no events."""
+        known = self._models.get(model)
+        if known is None or api not in (Api.CHAT, Api.COMPLETIONS):
+            return None
+        found = known.tokenizing.begin(api, body)
+        if not isinstance(found, PromptTokens):
+            return _later(known, found)
+        if found.ids is not None and len(found.ids) > INLINE_TOKENS:
+            return _hashed(known, found)
+        if found.ids is None or known.keys.hasher.doubt(found.extras) is not None:
+            return Keyed(found, (), 0)
+        return Keyed(found, known.keys.keys(found.ids, found.extras), known.key_tokens)
+
+    def reported(self, model: str, tokens: PromptTokens, usage: Usage) -> None:
+        """Hold our token count against the engine's."""
+        known = self._models.get(model)
+        if known is not None:
+            known.tokenizing.reported(tokens, usage.prompt_tokens)
+
+    def statistics(self) -> dict[str, TokenizingStatistics]:
+        """Counts by model."""
+        return {name: known.tokenizing.statistics() for name, known in self._models.items()}
+
+    def _sources(self, endpoint: Endpoint) -> list[Source]:
+        model, cache_bytes = endpoint.model, self._knobs.cache_bytes
+        directory = self._knobs.model_dirs.get(model)
+        sources: list[Source] = []
+        if endpoint.engine is EngineType.SIM:
+            sources.append(sim_tokens(self._executor, cache_bytes=cache_bytes))
+        elif directory is not None:
+            sources.append(local_tokens(Path(directory), self._executor, cache_bytes=cache_bytes))
+        if self._knobs.ask_engines:
+            of_model = lambda: [e for e in self._endpoints.values() if e.model == model]  # noqa: E731
+            sources.append(EngineTokens(of_model, self._pool_of, self._now_s))
+        return sources
+
+
+async def _later(known: _Model, found: Awaitable[PromptTokens]) -> Keyed:
+    return await _hashed(known, await found)
+
+
+async def _hashed(known: _Model, found: PromptTokens) -> Keyed:
+    if found.ids is None or known.keys.hasher.doubt(found.extras) is not None:
+        return Keyed(found, (), 0)
+    return Keyed(found, await keys_of(known.keys, found.ids, found.extras), known.key_tokens)
