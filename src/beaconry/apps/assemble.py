@@ -78,7 +78,7 @@ class Gateway:
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokens")
         self._stack.callback(executor.shutdown, wait=False, cancel_futures=True)
         self._prompts = Prompts(config.tokens, executor, self._driver.pool_of, loop.time)
-        page = MetricsPage(self.statistics, self.server_statistics)
+        page = MetricsPage(self.statistics, self.server_statistics, self._prompts.statistics)
         door = Door(
             self._driver,
             self._prompts,

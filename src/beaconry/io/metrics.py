@@ -7,7 +7,7 @@ dimension that does not exist here (fairness id, priority, namespace), its label
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from math import inf
 from operator import attrgetter
@@ -28,9 +28,11 @@ from prometheus_client.utils import floatToGoString
 
 from beaconry import __version__
 from beaconry.io.http_server import ServerStatistics
+from beaconry.io.tokenizing import TokenizingStatistics
 from beaconry.router.member import State
 from beaconry.router.statistics import Distribution, EndpointStatistics, ModelStatistics, RouterStatistics
 from beaconry.values.endpoint import LoadSample
+from beaconry.values.kv_events import SourceState
 from beaconry.values.outcome import Outcome
 
 FRESH_S = 10.0
@@ -50,9 +52,14 @@ _ERROR_CODES = {
 class MetricsPage:
     """Renders the page from fresh snapshots."""
 
-    def __init__(self, statistics: Callable[[], RouterStatistics], server: Callable[[], ServerStatistics]) -> None:
+    def __init__(
+        self,
+        statistics: Callable[[], RouterStatistics],
+        server: Callable[[], ServerStatistics],
+        tokens: Callable[[], Mapping[str, TokenizingStatistics]],
+    ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Snapshots(statistics, server))
+        self._registry.register(_Snapshots(statistics, server, tokens))
 
     def render(self) -> bytes:
         """The whole page, of content type `text/plain; version=0.0.4; charset=utf-8`."""
@@ -62,14 +69,21 @@ class MetricsPage:
 class _Snapshots(Collector):
     """All families, made anew for each page."""
 
-    def __init__(self, statistics: Callable[[], RouterStatistics], server: Callable[[], ServerStatistics]) -> None:
+    def __init__(
+        self,
+        statistics: Callable[[], RouterStatistics],
+        server: Callable[[], ServerStatistics],
+        tokens: Callable[[], Mapping[str, TokenizingStatistics]],
+    ) -> None:
         self._statistics = statistics
         self._server = server
+        self._tokens = tokens
 
     def collect(self) -> Iterator[Metric]:
         """Take both snapshots and yield what they hold."""
         router, server = self._statistics(), self._server()
         yield from _process(router, server)
+        yield _tokens(self._tokens())
         yield from _models(router.models)
         yield from _endpoints(router)
         yield from _llm_d_models(router.models)
@@ -111,6 +125,18 @@ def _process(router: RouterStatistics, server: ServerStatistics) -> Iterator[Met
     yield GaugeMetricFamily(
         "beaconry_draining", "1 while the gateway stops and takes nothing new.", int(router.draining)
     )
+
+
+def _tokens(models: Mapping[str, TokenizingStatistics]) -> Metric:
+    told = CounterMetricFamily(
+        "beaconry_tokenized_total",
+        "Prompts by where their tokens came from, and why not from the first source.",
+        labels=["model", "source", "reason"],
+    )
+    for model, statistics in models.items():
+        for (source, reason), count in statistics.told.items():
+            told.add_metric([model, source.value, "" if reason is None else reason.value], count)
+    return told
 
 
 def _models(models: dict[str, ModelStatistics]) -> Iterator[Metric]:
@@ -168,14 +194,22 @@ def _endpoints(router: RouterStatistics) -> Iterator[Metric]:
     state = GaugeMetricFamily(
         "beaconry_endpoint_state", "1 for the state the endpoint is in.", labels=[*_ENDPOINT_LABELS, "state"]
     )
+    known = GaugeMetricFamily(
+        "beaconry_endpoint_kv_events_state",
+        "1 for how well the engine's KV events tell what it holds; absent if it tells none.",
+        labels=[*_ENDPOINT_LABELS, "state"],
+    )
     ttft = SummaryMetricFamily(
         "beaconry_endpoint_ttft_seconds", "From dispatch to the first byte, streams only.", labels=_ENDPOINT_LABELS
     )
     for labels, row in rows:
         for one in State:
             state.add_metric([*labels, one.value], int(row.state == one.value))
+        for source in SourceState if row.kv_state is not None else ():
+            known.add_metric([*labels, source.value], int(row.kv_state == source.value))
         ttft.add_metric(labels, row.ttft.count, row.ttft.total)
     yield state
+    yield known
     for column in _ENDPOINT_COLUMNS:
         family = column.kind(f"beaconry_endpoint_{column.name}", column.text, labels=_ENDPOINT_LABELS)
         for labels, row in rows:

@@ -1,7 +1,7 @@
 """One tier's blocks: which leases hold which block. A lease is one bit; a block's holders are an integer with their bits.
 
 Keys are spread over shards by their high bits (a dict orders by the low ones), so that no single dict ever grows large: growing one
-of ten million entries takes half a second, in which a gateway would stand still. A shard of ten thousand grows in 0.3 ms, and is small
+of ten million entries takes half a second, in which a gateway would stand still. A shard of ten thousand grows in 0.4 ms, and is small
 enough to be cleaned up in one go. (More and smaller ones make each probe dearer: their heads fall out of the processor's cache.)
 
 Equal holder sets share one integer object: sets repeat, and an object costs more than the pointer to it. A *pass* over all shards,

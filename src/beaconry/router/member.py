@@ -151,7 +151,7 @@ class Member:
 
     # -- looking in
 
-    def statistics(self, now_s: float) -> EndpointStatistics:
+    def statistics(self, now_s: float, kv_state: str | None) -> EndpointStatistics:
         """As it is now."""
         return EndpointStatistics(
             endpoint=self.endpoint,
@@ -168,6 +168,7 @@ class Member:
             predicted_cached_tokens=self.predicted_cached_tokens,
             output_tokens=self.output_tokens,
             ttft=self.ttft.snapshot(),
+            kv_state=kv_state,
         )
 
     def check(self) -> None:

@@ -430,7 +430,9 @@ class Router:
         """Everything counted, as it is now."""
         return RouterStatistics(
             at_s=now_s,
-            endpoints=tuple(member.statistics(now_s) for member in self._members.values()),
+            endpoints=tuple(
+                member.statistics(now_s, self._caches.state(name)) for name, member in self._members.items()
+            ),
             models={model: counters.snapshot() for model, counters in self._counters.items()},
             refused=self._refused,
             retries=self._retries,

@@ -102,6 +102,8 @@ class EndpointStatistics(Struct, frozen=True, kw_only=True):
     """What the index believed cached, of legs whose engine reported it: beside `cached_tokens` it tells how true the index is."""
     output_tokens: int
     ttft: Distribution
+    kv_state: str | None = None
+    """exact | degraded | cold: how well its engine's KV events tell what it holds; None if it has none."""
 
 
 class ModelStatistics(Struct, frozen=True, kw_only=True):

@@ -84,7 +84,7 @@ def test_tokens_of_the_pieces_are_the_tokens_of_the_whole(vocabulary, parts):
         ([AddedToken(MARKER, normalized=True), AddedToken(END, special=True)], END),
         ([AddedToken(MARKER, special=True), AddedToken(END, special=True), AddedToken("x", single_word=True, normalized=False)], None),
         ([AddedToken(MARKER, special=True), AddedToken("a<|", special=True)], None),
-        ([AddedToken(MARKER, special=True), AddedToken(MARKER + "user", special=True)], None),
+        ([AddedToken(MARKER, special=True), AddedToken(MARKER + "user", special=True)], MARKER + "user"),
         ([AddedToken(MARKER, special=True), AddedToken("<|im", special=True)], MARKER),
     ],
     ids=["lstrip", "normalized", "single word", "overlapped", "within another", "begins like another"],

@@ -21,6 +21,10 @@ DEFAULT_COMPLETION_TOKENS: Final = 16
 """OpenAI's default of `max_tokens` for /v1/completions."""
 
 
+Json = Raw | UnsetType
+"""As the client wrote it, `null` included: a union of Raw and None would refuse all but null."""
+
+
 class StreamOptions(Struct, frozen=True):
     """`stream_options`."""
 
@@ -32,7 +36,7 @@ class Message(Struct, frozen=True):
 
     role: str
     content: str | list[dict[str, Any]] | None = None
-    tool_calls: Raw | UnsetType | None = UNSET
+    tool_calls: Json = UNSET
 
 
 class Body(Struct, frozen=True, kw_only=True):
@@ -56,7 +60,7 @@ class ChatBody(Body, frozen=True, kw_only=True):
     """`/v1/chat/completions`."""
 
     messages: list[Message]
-    tools: Raw | UnsetType | None = UNSET
+    tools: Json = UNSET
     max_completion_tokens: int | None = None
 
 
@@ -72,7 +76,7 @@ class TokenizeBody(Struct, frozen=True, kw_only=True):
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
-    tools: Raw | UnsetType | None = UNSET
+    tools: Json = UNSET
     add_generation_prompt: bool = True
     return_token_strs: bool | None = False
 
@@ -203,11 +207,11 @@ def chat_text(body: bytes) -> str:
     return _chat_text(asked.messages, asked.tools, reply=True)
 
 
-def _chat_prompt(messages: list[Message], tools: Raw | UnsetType | None, *, reply: bool) -> "array[int]":
+def _chat_prompt(messages: list[Message], tools: Json, *, reply: bool) -> "array[int]":
     return encode(_chat_text(messages, tools, reply=reply))
 
 
-def _chat_text(messages: list[Message], tools: Raw | UnsetType | None, *, reply: bool) -> str:
+def _chat_text(messages: list[Message], tools: Json, *, reply: bool) -> str:
     if not messages:
         raise _bad("List should have at least 1 item after validation, not 0", "messages")
     turns = []
@@ -215,11 +219,13 @@ def _chat_text(messages: list[Message], tools: Raw | UnsetType | None, *, reply:
         content = message.content or ""
         if not isinstance(content, str):
             content = "\n".join(map(_part_text, content))
-        if isinstance(message.tool_calls, Raw):
-            content += bytes(message.tool_calls).decode()
+        content += _shown(message.tool_calls)
         turns.append((message.role, content))
-    shown_tools = bytes(tools).decode() if isinstance(tools, Raw) else ""
-    return render_chat(turns, tools=shown_tools, reply=reply)
+    return render_chat(turns, tools=_shown(tools), reply=reply)
+
+
+def _shown(value: Json) -> str:
+    return bytes(value).decode() if isinstance(value, Raw) and value != b"null" else ""
 
 
 def _part_text(part: dict[str, Any]) -> str:
