@@ -1,0 +1,139 @@
+"""Through the whole gateway: what the router believes cached is what the engines report, and a restart leaves no ghosts."""
+
+import asyncio
+import sys
+from contextlib import asynccontextmanager
+from random import Random
+
+import pytest
+
+from beaconry.apps.assemble import Gateway
+from beaconry.config.gateway import Access, EndpointConfig, GatewayConfig, Listen
+from beaconry.io.children.supervisor import free_ports
+from beaconry.values.block_hash import DEFAULT_SEED
+from beaconry.values.endpoint import EngineType, KvBlocks, KvEventsAddress
+from beaconry.values.kv_events import SourceState
+from tests.loopback.fake_engine import Reply, post, run, send
+
+HOST = "127.0.0.1"
+
+
+class Engine:
+    """A simulated engine process that can be restarted on its ports."""
+
+    def __init__(self, name: str, ports: list[int], *flags: str) -> None:
+        self.config = EndpointConfig(
+            name=name,
+            host=HOST,
+            port=ports[0],
+            model="m",
+            engine=EngineType.SIM,
+            kv_events=KvEventsAddress(endpoint=f"tcp://{HOST}:{ports[1]}", replay=f"tcp://{HOST}:{ports[2]}"),
+            kv_blocks=KvBlocks(block_tokens=16, algorithm="fast", seed=DEFAULT_SEED),
+        )
+        port, events, replay = map(str, ports)
+        self._argv = [sys.executable, "-m", "beaconry", "engine", "--model", "m", "--host", HOST, "--port", port, "--speed", "20",
+                      "--kv-events-port", events, "--kv-replay-port", replay, *flags]  # fmt: skip
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(*self._argv, stdout=asyncio.subprocess.PIPE)
+        assert self._process.stdout is not None
+        line = await asyncio.wait_for(self._process.stdout.readline(), 20)
+        assert line.startswith(b"ready"), line
+
+    async def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            await self._process.wait()
+            self._process._transport.close()
+
+
+@asynccontextmanager
+async def fleet(count: int, *flags: str):
+    ports = free_ports(3 * count, HOST, Random())
+    engines = [Engine(f"e{i}", ports[3 * i : 3 * i + 3], *flags) for i in range(count)]
+    try:
+        await asyncio.gather(*(engine.start() for engine in engines))
+        endpoints = tuple(engine.config for engine in engines)
+        gateway = Gateway(GatewayConfig(listen=Listen(port=0), endpoints=endpoints, access=Access(debug_headers=True)))
+        await gateway.start()
+        try:
+            await known(gateway, count)
+            yield gateway, engines
+        finally:
+            await gateway.stop(1.0)
+    finally:
+        await asyncio.gather(*(engine.kill() for engine in engines))
+
+
+async def known(gateway: Gateway, count: int) -> None:
+    """Wait until all engines' caches are known exactly."""
+    while [e.kv_state for e in gateway.statistics().endpoints] != [SourceState.EXACT] * count:
+        await asyncio.sleep(0.05)
+
+
+def chat(text: str) -> dict[str, object]:
+    return {"model": "m", "messages": [{"role": "user", "content": text}], "max_tokens": 2}
+
+
+async def ask(gateway: Gateway, text: str) -> tuple[Reply, int, int]:
+    """The reply, with predicted and reported cached tokens."""
+    reply = await send(gateway.port, post(chat(text), headers="x-beaconry-debug: 1\r\n"))
+    assert reply.status == 200, reply
+    reported = reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return reply, int(reply.headers["x-beaconry-matched-tokens"]), reported
+
+
+def prompts(rng: Random, count: int) -> list[str]:
+    groups = [" ".join(rng.choices(("alpha", "beta", "gamma", "delta"), k=rng.randint(100, 400))) for _ in range(6)]
+    return [rng.choice(groups) + f" question {i}" for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    "flags", [(), ("--kv-events-form", "arrays"), ("--blocks", "300")], ids=["maps", "arrays", "evicting"]
+)
+def test_predicted_cached_tokens_are_the_reported_ones(flags: tuple[str, ...]):
+    async def main():
+        async with fleet(2, *flags) as (gateway, _):
+            told = [await ask(gateway, text) for text in prompts(Random(1), 60)]
+            assert all(reply.headers["x-beaconry-view"] == "exact" for reply, _, _ in told)
+            assert all(reply.headers["x-beaconry-tokens"] == "local" for reply, _, _ in told)
+            right = sum(predicted == reported for _, predicted, reported in told)
+            assert right >= 0.99 * len(told), [(p, r) for _, p, r in told if p != r]
+            assert sum(reported for _, _, reported in told) > 0
+
+    run(main)
+
+
+def test_a_restarted_engine_leaves_no_ghost_blocks():
+    async def main():
+        async with fleet(1) as (gateway, engines):
+            text = " ".join(["again"] * 300)
+            await ask(gateway, text)
+            assert (await ask(gateway, text))[1] > 0
+            await engines[0].kill()
+            while gateway.statistics().endpoints[0].kv_state == SourceState.EXACT:
+                await asyncio.sleep(0.05)
+            await engines[0].start()
+            await known(gateway, 1)
+            _, predicted, reported = await ask(gateway, text)
+            assert (predicted, reported) == (0, 0)
+
+    run(main)
+
+
+def test_an_engine_whose_events_stop_is_seen_approximately_and_still_found():
+    async def main():
+        async with fleet(2) as (gateway, _):
+            text = " ".join(["steady"] * 300)
+            first, _, _ = await ask(gateway, text)
+            for endpoint in ("e0", "e1"):
+                gateway._feeds.unwatch(endpoint)
+                gateway._router._caches.changed(endpoint, 0, SourceState.COLD)
+            again, predicted, reported = await ask(gateway, text)
+            assert again.headers["x-beaconry-view"] == "approximate"
+            assert again.headers["x-beaconry-endpoint"] == first.headers["x-beaconry-endpoint"]
+            assert 0 < predicted <= reported + 64
+
+    run(main)
