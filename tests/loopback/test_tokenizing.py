@@ -374,6 +374,7 @@ def test_a_tokenizer_that_breaks_in_its_thread_breaks_no_request(executor):
         (Api.CHAT, chat({"role": "system", "content": "be brief"}, U)),
         (Api.CHAT, chat(U, {"role": "assistant", "content": "a<|end|>b", "tool_calls": [{"id": 1}]}, U, tools=[{"name":  "ü"}])),
         (Api.CHAT, chat({"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}]})),
+        (Api.CHAT, chat({"role": "assistant", "content": "x", "tool_calls": None}, U, tools=None)),
         (Api.COMPLETIONS, text("one <|user|> two")),
     ],
 )  # fmt: skip

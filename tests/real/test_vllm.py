@@ -7,15 +7,15 @@ import asyncio
 import os
 import random
 import shutil
+import signal
 import subprocess
 from array import array
 from contextlib import asynccontextmanager
 
-import psutil
 import pytest
 
 from beaconry.config.loading import load_yaml
-from beaconry.io.children.supervisor import ProcessCrashed, ProcessReady, Supervisor, free_ports
+from beaconry.io.children.supervisor import ProcessCrashed, ProcessReady, ProcessStarted, Supervisor, free_ports
 from beaconry.io.zmq_events import KvFeeds
 from beaconry.kvindex.exact import ExactIndex
 from beaconry.manifests.model_service import ModelService
@@ -74,6 +74,7 @@ class Fleet:
         self.states = {}
         self.ready = dict.fromkeys(self.processes, 0)
         """How often each engine has become ready."""
+        self.pids = {}
         self.crashes = []
         blocks = processes[0].endpoint.kv_blocks
         self.hasher = BlockHasher(blocks.block_tokens, blocks.algorithm, blocks.seed)
@@ -89,7 +90,9 @@ class Fleet:
                 self.states[fact.name] = fact.state
 
     def seen(self, event):
-        if isinstance(event, ProcessReady):
+        if isinstance(event, ProcessStarted):
+            self.pids[event.name] = event.pid
+        elif isinstance(event, ProcessReady):
             self.ready[event.name] += 1
         elif isinstance(event, ProcessCrashed):
             self.crashes.append(event)
@@ -110,7 +113,9 @@ class Fleet:
             "return_token_ids": True,
             "temperature": 0,
         } | more
-        reply = await call(self.processes[name].port, "/v1/completions", body)
+        reply = await call(
+            self.processes[name].port, "/v1/completions", body, headers=["content-type: application/json"]
+        )
         assert reply.status == 200, reply.body
         details = reply.json["usage"]["prompt_tokens_details"]
         return details["cached_tokens"], reply.json["choices"][0]["token_ids"]
@@ -187,22 +192,18 @@ def named_as_we_would(fleet):
     return total, same
 
 
-async def kill(process):
-    """End an engine as a crash would: whoever listens on its port, and all of its group."""
-    for connection in psutil.net_connections("tcp"):
-        if connection.laddr == ("127.0.0.1", process.port) and connection.status == psutil.CONN_LISTEN:
-            psutil.Process(connection.pid).kill()
-
-
 def test_events_name_blocks_as_we_do_predictions_come_true_and_a_restart_leaves_no_ghosts(tmp_path):
     async def run():
         async with running(tmp_path / "tiny") as fleet:
             names = list(fleet.processes)
 
-            async def pairs(name, seed):
-                return [pair async for pair in converse(fleet, name, random.Random(seed))]
+            found = []
 
-            found = sum(await asyncio.gather(*(pairs(name, seed) for seed, name in enumerate(names))), [])
+            async def collect(name, seed):
+                async for pair in converse(fleet, name, random.Random(seed)):
+                    found.append(pair)
+
+            await asyncio.gather(*(collect(name, seed) for seed, name in enumerate(names)))
             total, same = named_as_we_would(fleet)
             right = sum(predicted == reported for predicted, reported in found)
             hits = sum(reported > 0 for _, reported in found)
@@ -223,7 +224,7 @@ def test_events_name_blocks_as_we_do_predictions_come_true_and_a_restart_leaves_
                 await fleet.complete(name, tokens, max_tokens=1)
             keys = fleet.keys(tokens)
             await until(lambda: {fleet.held(name, keys) for name in names} == {len(keys)})
-            await kill(fleet.processes[victim])
+            os.kill(fleet.pids[victim], signal.SIGKILL)
             await until(lambda: fleet.ready[victim] == 2, START_WITHIN_S)
             await until(lambda: fleet.held(victim, keys) == 0 and fleet.states[victim] is SourceState.EXACT)
             assert fleet.held(other, keys) == len(keys)

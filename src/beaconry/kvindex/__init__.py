@@ -1,1 +1,4 @@
-"""Which endpoint holds which KV blocks, as far as the router can know. Not a cache, and it never asks an engine. Read `approximate.py`."""
+"""Which endpoint holds which KV blocks. Not a cache, and it never asks an engine.
+
+`exact.py` knows it from the engines' events, `approximate.py` supposes it from our own routing history. Read these two first.
+"""

@@ -83,11 +83,11 @@ class Caches:
         return Finding(self, request)
 
     def is_exact(self, name: str, key_tokens: int) -> bool:
-        """All of the endpoint's ranks are exact, and its engine hashes blocks of the size that the request's keys stand for."""
+        """All of the endpoint's ranks are exact, of one kind of attention, and hash blocks of the size that the request's keys stand for."""
         ranks = self._states.get(name)
         if not ranks or any(state is not SourceState.EXACT for state in ranks.values()):
             return False
-        return self.exact.block_tokens(name) in (None, key_tokens)
+        return self.exact.proves(name) and self.exact.block_tokens(name) in (None, key_tokens)
 
     def changed(self, name: str, rank: int, state: SourceState) -> None:
         """An engine's events have become complete, or have ceased to be."""

@@ -34,6 +34,8 @@ RESERVED_KEYS = frozenset(
     }
 )
 """Where a leg's peer is named (vLLM, LMCache, TensorRT-LLM, SGLang): from a client they can hang or kill an engine."""
+RESERVED_XARGS = RESERVED_KEYS | {"kv_cache_report_mode"}
+"""In `vllm_xargs` also what makes an engine report blocks as stored that it has reported before: others' cache views would be wrong."""
 
 
 class StreamOptions(Struct, frozen=True):
@@ -258,7 +260,7 @@ def _edited(fields: Body, body: bytes, *, ask_usage: bool) -> bytes:
         or fields.bootstrap_host is not UNSET
         or fields.bootstrap_port is not UNSET
         or fields.bootstrap_room is not UNSET
-        or (xargs is not None and not RESERVED_KEYS.isdisjoint(xargs))
+        or (xargs is not None and not RESERVED_XARGS.isdisjoint(xargs))
     )
     if not reserved:
         if not ask_usage:
@@ -269,7 +271,7 @@ def _edited(fields: Body, body: bytes, *, ask_usage: bool) -> bytes:
     for key in RESERVED_KEYS:
         document.pop(key, None)
     if xargs is not None:
-        document["vllm_xargs"] = Raw(msgspec.json.encode({k: v for k, v in xargs.items() if k not in RESERVED_KEYS}))
+        document["vllm_xargs"] = Raw(msgspec.json.encode({k: v for k, v in xargs.items() if k not in RESERVED_XARGS}))
     if ask_usage:
         options = msgspec.json.decode(document.get("stream_options", Raw(b"{}"))) or {}
         document["stream_options"] = Raw(msgspec.json.encode({**options, "include_usage": True}))

@@ -41,3 +41,16 @@ def test_data_plane_measures_each_load_both_ways(tmp_path: Path):
         assert medians[name]["gateway"]["chunks_per_s"] > 0
         assert medians[name]["gateway"]["cpu_s_per_1m_chunks"] > 0
         assert medians[name]["direct"]["chunks_per_s"] > 0
+
+
+def test_kv_index_looks_up_less_than_a_walk_would(tmp_path: Path):
+    _, figures = smoke("kv_index", tmp_path)
+    assert figures["ratio"] > 1
+    assert figures["resident_bytes_per_block"] < 200
+
+
+def test_conversation_serves_every_request_under_each_policy(tmp_path: Path):
+    printed, rows = smoke("conversation", tmp_path)
+    assert "expected-cost" in printed
+    assert [row["failed"] for row in rows] == [0, 0]
+    assert rows[0]["hit_rate"] > rows[1]["hit_rate"]

@@ -225,7 +225,8 @@ def _chat_text(messages: list[Message], tools: Json, *, reply: bool) -> str:
 
 
 def _shown(value: Json) -> str:
-    return bytes(value).decode() if isinstance(value, Raw) and value != b"null" else ""
+    text = bytes(value).decode() if isinstance(value, Raw) else "null"
+    return "" if text == "null" else text
 
 
 def _part_text(part: dict[str, Any]) -> str:
