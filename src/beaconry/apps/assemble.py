@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import resource
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -67,6 +68,7 @@ class Gateway:
         """Bind and serve. Raises OperatorError if the address or the log file cannot be had."""
         loop = asyncio.get_running_loop()
         config = self.config
+        _raise_file_limit()
         if config.access.log is not None:
             self._log = AccessLog(config.access.log, loop)
             self._stack.callback(self._log.close)
@@ -143,3 +145,9 @@ class Gateway:
             self._prompts.reported(relay.parsed.model, relay.tokens, relay.usage)
         if self._log is not None:
             self._log.write(relay, ended)
+
+
+def _raise_file_limit() -> None:
+    """Every connection takes a file descriptor, and the usual soft limit of 1,024 is meant for interactive programs."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
