@@ -1,13 +1,9 @@
 """The state of one request and of its current leg: records without behaviour, changed by the router only."""
 
-from typing import TYPE_CHECKING
-
+from beaconry.kvindex.approximate import Placement
+from beaconry.router.member import Member
 from beaconry.values.candidate import Candidate
 from beaconry.values.request import Request
-
-if TYPE_CHECKING:
-    from beaconry.kvindex.approximate import Placement
-    from beaconry.router.member import Member
 
 
 class Leg:
@@ -31,9 +27,9 @@ class Leg:
         self,
         leg: int,
         exchange: "Exchange",
-        member: "Member",
+        member: Member,
         candidate: Candidate,
-        placement: "Placement | None",
+        placement: Placement | None,
         now_s: float,
     ) -> None:
         request = exchange.request

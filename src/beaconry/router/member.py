@@ -5,14 +5,23 @@ a row eject it for a while that doubles each time; then one request probes it, a
 """
 
 from enum import StrEnum
+from typing import Protocol
 
 from beaconry.config.gateway import Health
 from beaconry.router.caches import View
-from beaconry.router.exchange import Leg
 from beaconry.router.statistics import LATENCY_BOUNDS_S, EndpointStatistics, Histogram
 from beaconry.values.candidate import Candidate
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.errors import InternalError
+
+
+class InFlight(Protocol):
+    """What an endpoint's ledger needs to know of a leg."""
+
+    id: int
+    dispatched_s: float
+    prompt_tokens: int
+    uncached_tokens: int
 
 
 class State(StrEnum):
@@ -34,9 +43,9 @@ class Member:
         self.gone = False
         """Discovery no longer names it; it stays until its last leg has ended."""
         self.sample: LoadSample | None = None
-        self.prefilling: dict[int, Leg] = {}
+        self.prefilling: dict[int, InFlight] = {}
         """Legs without first byte, oldest first."""
-        self.decoding: dict[int, Leg] = {}
+        self.decoding: dict[int, InFlight] = {}
         """Legs with first byte and without end, oldest first. A leg is in exactly one of the two."""
         self.prefill_tokens = 0
         """Sum of `uncached_tokens` over `prefilling`."""
@@ -106,21 +115,21 @@ class Member:
 
     # -- what is in flight?
 
-    def dispatch(self, leg: Leg) -> None:
+    def dispatch(self, leg: InFlight) -> None:
         """A leg is sent here."""
         self.prefilling[leg.id] = leg
         self.prefill_tokens += leg.uncached_tokens
         self.context_tokens += leg.prompt_tokens
         self.dispatched += 1
 
-    def first_byte(self, leg: Leg) -> None:
+    def first_byte(self, leg: InFlight) -> None:
         """A leg's prefill is over."""
         del self.prefilling[leg.id]
         self.decoding[leg.id] = leg
         self.prefill_tokens -= leg.uncached_tokens
         self.prefilled_tokens += leg.uncached_tokens
 
-    def end(self, leg: Leg) -> None:
+    def end(self, leg: InFlight) -> None:
         """A leg is over, in whichever way."""
         self.context_tokens -= leg.prompt_tokens
         if self.prefilling.pop(leg.id, None) is not None:

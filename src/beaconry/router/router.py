@@ -401,7 +401,7 @@ class Router:
             return
         # It has just become unhealthy: what waits there for a first byte is moved; what streams has its own deadline.
         self._learning.forget(fact.name)
-        for leg in list(member.prefilling.values()):
+        for leg in [leg for leg in self._legs.values() if leg.member is member and leg.first_byte_s is None]:
             self._cancel_leg(leg.exchange, effects)
             self._try_again(leg, "it stopped answering health checks", now_s, effects, status=502)
 
@@ -445,15 +445,14 @@ class Router:
         """Raise InternalError if an invariant does not hold."""
         for member in self._members.values():
             member.check()
-        legs = {leg.id: leg for m in self._members.values() for leg in (*m.prefilling.values(), *m.decoding.values())}
-        if legs != self._legs:
+        if {leg for m in self._members.values() for leg in (*m.prefilling, *m.decoding)} != set(self._legs):
             raise InternalError("the endpoints' legs are not the router's")
-        if set(legs.values()) != {e.leg for e in self._exchanges.values()}:
+        if set(self._legs.values()) != {e.leg for e in self._exchanges.values()}:
             raise InternalError("not every exchange has exactly one leg")
         running = sum(counters.running for counters in self._counters.values())
         if running != len(self._exchanges) or running != len(self._total):
             raise InternalError(f"{running} requests are counted as running, {len(self._exchanges)} are")
-        if len(self._progress) + len(self._first_byte) > len(legs):
+        if len(self._progress) + len(self._first_byte) > len(self._legs):
             raise InternalError("a deadline outlives its leg")
         self._caches.approximate.check()
         self._caches.exact.check()
