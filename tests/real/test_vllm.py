@@ -159,7 +159,8 @@ def source_with_tokens(source):
 
 
 async def converse(fleet, name, rng):
-    """Conversations with one engine that share beginnings and go on with what it said; yields (predicted, reported) cached tokens."""
+    """Conversations with one engine that share beginnings and go on with what it said; (predicted, reported) cached tokens of each."""
+    pairs = []
     beginnings = [[rng.randrange(256) for _ in range(BLOCK * 4 + 7)] for _ in range(4)]
     histories = [[*rng.choice(beginnings), number] for number in range(12)]
     for number in range(REQUESTS):
@@ -170,10 +171,11 @@ async def converse(fleet, name, rng):
         predicted = min(fleet.held(name, keys), (len(tokens) - 1) // BLOCK) * BLOCK
         more = {} if salt is None else {"cache_salt": salt}
         reported, output = await fleet.complete(name, tokens, max_tokens=rng.randrange(1, 40), **more)
-        yield predicted, reported
+        pairs.append((predicted, reported))
         histories[turn] = [*tokens, *output] if len(tokens) < 800 else histories[turn][:200]
         computed = fleet.keys([*tokens, *output[:-1]], salt)
         await until(lambda computed=computed: fleet.held(name, computed) == len(computed))
+    return pairs
 
 
 def named_as_we_would(fleet):
@@ -197,13 +199,8 @@ def test_events_name_blocks_as_we_do_predictions_come_true_and_a_restart_leaves_
         async with running(tmp_path / "tiny") as fleet:
             names = list(fleet.processes)
 
-            found = []
-
-            async def collect(name, seed):
-                async for pair in converse(fleet, name, random.Random(seed)):
-                    found.append(pair)
-
-            await asyncio.gather(*(collect(name, seed) for seed, name in enumerate(names)))
+            conversations = (converse(fleet, name, random.Random(seed)) for seed, name in enumerate(names))
+            found = [pair for pairs in await asyncio.gather(*conversations) for pair in pairs]
             total, same = named_as_we_would(fleet)
             right = sum(predicted == reported for predicted, reported in found)
             hits = sum(reported > 0 for _, reported in found)

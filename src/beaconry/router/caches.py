@@ -83,7 +83,7 @@ class Caches:
         return Finding(self, request)
 
     def is_exact(self, name: str, key_tokens: int) -> bool:
-        """All of the endpoint's ranks are exact, of one kind of attention, and hash blocks of the size that the request's keys stand for."""
+        """All of the endpoint's ranks are exact, of one kind of attention, and hash blocks of as many tokens as the request's keys."""
         ranks = self._states.get(name)
         if not ranks or any(state is not SourceState.EXACT for state in ranks.values()):
             return False
