@@ -1,7 +1,7 @@
 """What exact knowledge of the engines' caches is worth under cache pressure, through real HTTP.
 
-The engines' caches together hold about a third of what is asked for again, so each placement decides what is evicted. The default
-policy, fed by the engines' KV events, the same policy without events (its approximate view) and round robin; the ideal is one endless cache.
+The engines' caches together hold about a third of what is asked for again, so each placement decides what is evicted. Compared are the
+default policy fed by the engines' KV events, the same without events (its approximate view), and round robin. Ideal is one endless cache.
 
     python -m benchmarks.kv_routing
     python -m benchmarks.kv_routing --trace conversation_trace.jsonl --limit 2000 --blocks 20000

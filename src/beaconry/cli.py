@@ -12,6 +12,7 @@ VERBS = {
     "serve": "run the gateway alone, in front of engines that exist already",
     "engine": "run one simulated engine",
     "bench": "put load on an OpenAI-compatible address and report what came back",
+    "doctor": "examine every engine, and say what to do about what is wrong",
     "policies": "list the scheduling policies",
 }
 

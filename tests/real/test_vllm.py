@@ -6,9 +6,7 @@ It needs an interpreter that has vLLM: `make real` installs one, or name it in B
 import asyncio
 import os
 import random
-import shutil
 import signal
-import subprocess
 from array import array
 from contextlib import asynccontextmanager
 
@@ -24,43 +22,12 @@ from beaconry.router.facts import KvCleared, KvEvents, KvSourceChanged
 from beaconry.values.block_hash import MASK64, BlockHasher
 from beaconry.values.kv_events import BlockStored, SourceState
 from tests.loopback.engine_client import call
-from tests.real.tiny_model import make
+from tests.real.vllm import BLOCK, BLOCKS, START_WITHIN_S, spec
 
 pytestmark = pytest.mark.real
 
-START_WITHIN_S = 300.0
 SETTLE_WITHIN_S = 20.0
-BLOCK = 32
-"""What vLLM's attention on the CPU can do: multiples of 32."""
-BLOCKS = 96
-"""Few, so that they are evicted."""
 REQUESTS = 120
-
-SPEC = """
-apiVersion: beaconry/v1alpha1
-kind: ModelService
-metadata: {{name: tiny}}
-spec:
-  model: {{uri: "file://{model}", name: tiny}}
-  engine:
-    type: vllm
-    command: [{python}, -m, vllm.entrypoints.openai.api_server]
-    args: [--load-format=dummy, --enforce-eager, --dtype=bfloat16, --block-size={block}, --num-gpu-blocks-override={blocks},
-           --kv-cache-memory-bytes=64M, --max-model-len=2048, --max-num-batched-tokens=2048, --max-num-seqs=8]
-    env: {{HF_HUB_OFFLINE: "1", VLLM_NO_USAGE_STATS: "1", VLLM_HOST_IP: 127.0.0.1, VLLM_ENABLE_V1_MULTIPROCESSING: "0",
-           VLLM_CPU_OMP_THREADS_BIND: nobind, OMP_NUM_THREADS: "1"}}
-  pools: [{{replicas: 2}}]
-"""
-
-
-def vllm_python():
-    """An interpreter with vLLM; skips the test if there is none."""
-    named = os.environ.get("BEACONRY_VLLM_PYTHON")
-    python = named or shutil.which("python3")
-    question = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
-    if python is None or subprocess.run([python, "-c", question], check=False).returncode:
-        pytest.skip(f"{python} has no vLLM: run `make real`, or set BEACONRY_VLLM_PYTHON")
-    return python
 
 
 class Fleet:
@@ -129,8 +96,7 @@ async def until(condition, within_s=SETTLE_WITHIN_S):
 
 @asynccontextmanager
 async def running(directory):
-    spec = SPEC.format(model=make(directory), python=vllm_python(), block=BLOCK, blocks=BLOCKS)
-    service = load_yaml(spec, ModelService, "tiny.yaml")
+    service = load_yaml(spec(directory), ModelService, "tiny.yaml")
     ports = free_ports(count_ports(service), "127.0.0.1", random.Random())
     processes = plan_processes(service, ports, "python")
     fleet = Fleet(processes)

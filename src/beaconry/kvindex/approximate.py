@@ -217,12 +217,17 @@ class ApproximateIndex:
                 break  # the rest is shared with other prompts, or computed
 
     def sized(self, name: str, blocks: float) -> None:
-        """What the engine's metrics say of its capacity: where learning begins, and again whenever it changes."""
+        """What the engine's metrics say of its capacity, in blocks of the request side: where learning begins.
+
+        Said again it changes nothing. A clearly different figure rescales what was learnt: mostly the estimate of tokens per block has
+        moved, and where the engine really has another memory now, reports will tell.
+        """
         shelf = self._shelf(name)
-        if blocks != shelf.reported:
-            shelf.reported = shelf.capacity = blocks
-            shelf.learnt = False
-            self._fit(shelf)
+        if abs(blocks - shelf.reported) <= _TOLERANCE * shelf.reported:
+            return
+        shelf.capacity = shelf.capacity * blocks / shelf.reported if shelf.learnt and shelf.reported else blocks
+        shelf.reported = blocks
+        self._fit(shelf)
 
     def forget(self, name: str) -> None:
         """The endpoint is gone or was restarted: it holds nothing, and its capacity is unknown."""

@@ -19,8 +19,8 @@ evicts another, and so makes the next miss; from a cold start at 70 % load such 
   hold it. Its price is divided among as many. So hot prefixes spread where a queue persists, and cold ones stay.
 - Who joins a queue keeps those waiting that come after, until the queue is gone: `_BEHIND` of its own wait.
 
-Measured from cold starts over 40 loads of 19 workloads (benchmarks/policies.py has the main ones), all four constants sit on plateaus:
-half or double of each changes the 90th percentile of TTFT less than another seed does.
+Measured from cold starts (benchmarks/policies.py: nine workloads at four loads), all four constants sit on plateaus: half or double of
+each changes the 90th percentile of TTFT less than another seed does.
 """
 
 from collections.abc import Sequence

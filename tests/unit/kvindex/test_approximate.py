@@ -186,6 +186,20 @@ def test_a_forgotten_endpoint_takes_late_news_without_harm():
     index.check()
 
 
+def test_a_reported_size_is_where_learning_begins_and_not_where_it_ends():
+    index = ApproximateIndex()
+    index.sized("a", 60.0)
+    for choice in range(10):
+        finish(index, index.routed("a", chain(choice, 0)))
+    finish(index, index.routed("a", chain(4, 0)), cached=0)
+    learnt = index.statistics().capacity["a"]
+    assert learnt < 40
+    index.sized("a", 61.0)
+    assert index.statistics().capacity["a"] == learnt
+    index.sized("a", 120.0)
+    assert index.statistics().capacity["a"] == pytest.approx(2 * learnt)
+
+
 def test_displacement_counts_what_is_used_again_and_held_nowhere_else():
     index = ApproximateIndex()
     for name in ("a", "b", "c"):
