@@ -127,6 +127,21 @@ class Access(Section, frozen=True):
     """Header with a session key, only if the clients may be trusted to pin their traffic."""
 
 
+class Profile(Section, frozen=True):
+    """How requests are placed, by the names of plugins."""
+
+    policy: str = "expected-cost"
+    """A policy's name, or "weighted" for the sum of `scorers`."""
+    filters: tuple[str, ...] = ()
+    """Applied in order before the policy."""
+    cost_terms: tuple[str, ...] = ()
+    """Further parts of the expected cost; for the policy "expected-cost" only."""
+    scorers: dict[str, float] = {}
+    """Weights by scorer; for the policy "weighted" only. llm-d's default is queue 2, KV cache 2, prefix 3."""
+    picker: str = "max-score-picker"
+    """Takes one by the weighted scores."""
+
+
 class EndpointConfig(Section, frozen=True):
     """One engine address of a static list."""
 
@@ -156,8 +171,8 @@ class GatewayConfig(Section, frozen=True):
     scrape: Scrape = Scrape()
     tokens: Tokens = Tokens()
     access: Access = Access()
-    policy: str = "expected-cost"
-    """A policy's name: `beaconry policies` lists them."""
+    policy: str | Profile = "expected-cost"
+    """A policy's name (`beaconry policies` lists them), or a profile with plugins."""
     index_bytes: int = 268_435_456
     """Bound on the prefix index: about 2.5 million blocks of 64 tokens."""
     exact_index_bytes: int = 1_073_741_824

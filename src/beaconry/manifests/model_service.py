@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, field
 
-from beaconry.config.gateway import Access, Deadlines, Health, Limits, Retry, Scrape, Section
+from beaconry.config.gateway import Access, Deadlines, Health, Limits, Profile, Retry, Scrape, Section
 from beaconry.values.endpoint import Role
 
 Name = Annotated[
@@ -149,7 +149,7 @@ class Pool(Section, frozen=True):
 class Router(Section, frozen=True):
     """How requests are spread: the sections of the gateway's own configuration that make sense beside a spec."""
 
-    policy: str = "expected-cost"
+    policy: str | Profile = "expected-cost"
     access: Access = Access()
     deadlines: Deadlines = Deadlines()
     health: Health = Health()

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import cast
 
-from msgspec import Struct
-
+from beaconry.config.gateway import Profile
 from beaconry.plugins.kinds import CostTerm, Filter, Picker, Policy, PredictorSource, Scorer
 from beaconry.plugins.registry import Registry
 from beaconry.scheduling.expected_cost import ExpectedCost
@@ -19,21 +18,6 @@ from beaconry.values.candidate import Candidate
 from beaconry.values.decision import Decision, Ranking
 from beaconry.values.errors import OperatorError
 from beaconry.values.request import Request
-
-
-class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """How requests are placed, by the names of plugins."""
-
-    policy: str = "expected-cost"
-    """A policy's name, or "weighted" for the sum of `scorers`."""
-    filters: tuple[str, ...] = ()
-    """Applied in order before the policy."""
-    cost_terms: tuple[str, ...] = ()
-    """Further parts of the expected cost; for the policy "expected-cost" only."""
-    scorers: dict[str, float] = {}
-    """Weights by scorer; for the policy "weighted" only. llm-d's default is queue 2, KV cache 2, prefix 3."""
-    picker: str = "max-score-picker"
-    """Takes one by the weighted scores."""
 
 
 class Scheduler:

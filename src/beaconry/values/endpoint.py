@@ -45,7 +45,7 @@ class KvEventsAddress(Struct, frozen=True, kw_only=True):
             )
 
 
-class KvBlocks(Struct, frozen=True, kw_only=True):
+class KvBlocks(Struct, frozen=True, kw_only=True, rename="camel"):
     """How an engine names its KV blocks, so that their names can be computed from a prompt's tokens; see `block_hash.py`."""
 
     block_tokens: int

@@ -4,9 +4,10 @@ from random import Random
 
 import pytest
 
+from beaconry.config.gateway import Profile
 from beaconry.latency.rates import RateBook
 from beaconry.plugins.registry import KINDS, Registry
-from beaconry.scheduling.scheduler import Profile, Scheduler, make_scheduler
+from beaconry.scheduling.scheduler import Scheduler, make_scheduler
 from beaconry.scheduling.simple import LeastRequests
 from beaconry.testing import (
     cases,
