@@ -38,18 +38,23 @@ def gateway(tmp_path_factory):
     lines = []
     reading = threading.Thread(target=lambda: lines.extend(process.stdout))
     try:
-        ready = next((line for line in process.stdout if lines.append(line) or line.startswith("Ready in")), "")
+        for ready in process.stdout:
+            lines.append(ready)
+            if ready.startswith("Ready in"):
+                break
+        else:
+            pytest.fail("".join(lines))
         alarm.cancel()
-        assert ready, "".join(lines)
         reading.start()
         yield next(word for word in ready.split() if word.startswith("http://")).removesuffix("/v1")
         process.send_signal(signal.SIGTERM)
         assert process.wait(60.0) == 0
-        reading.join(10.0)
     finally:
         alarm.cancel()
         process.kill()  # its engines end with it
         process.wait(10.0)
+        if reading.is_alive():
+            reading.join(10.0)
         process.stdout.close()
 
 

@@ -38,7 +38,7 @@ def make_router(config: GatewayConfig) -> Router:
     """The machine alone, as both drivers use it. Raises OperatorError for an unknown policy."""
     rates = RateBook()
     return Router(
-        scheduler=make_scheduler(config.policy, rates, Registry.installed()),
+        scheduler=make_scheduler(config.profile or config.policy, rates, Registry.installed()),
         caches=Caches(ApproximateIndex(config.index_bytes), ExactIndex(config.exact_index_bytes)),
         rates=rates,
         rng=Random(config.seed),

@@ -171,8 +171,10 @@ class GatewayConfig(Section, frozen=True):
     scrape: Scrape = Scrape()
     tokens: Tokens = Tokens()
     access: Access = Access()
-    policy: str | Profile = "expected-cost"
-    """A policy's name (`beaconry policies` lists them), or a profile with plugins."""
+    policy: str = "expected-cost"
+    """A policy's name: `beaconry policies` lists them."""
+    profile: Profile | None = None
+    """Instead of `policy`: one with filters, cost terms or scorers."""
     index_bytes: int = 268_435_456
     """Bound on the prefix index: about 2.5 million blocks of 64 tokens."""
     exact_index_bytes: int = 1_073_741_824

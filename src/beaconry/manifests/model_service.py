@@ -149,7 +149,9 @@ class Pool(Section, frozen=True):
 class Router(Section, frozen=True):
     """How requests are spread: the sections of the gateway's own configuration that make sense beside a spec."""
 
-    policy: str | Profile = "expected-cost"
+    policy: str = "expected-cost"
+    profile: Profile | None = None
+    """Instead of `policy`: one with filters, cost terms or scorers."""
     access: Access = Access()
     deadlines: Deadlines = Deadlines()
     health: Health = Health()

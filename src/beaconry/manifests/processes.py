@@ -109,6 +109,7 @@ def plan_gateway(service: ModelService, listen: Listen) -> GatewayConfig:
         scrape=router.scrape,
         access=router.access,
         policy=router.policy,
+        profile=router.profile,
     )
 
 

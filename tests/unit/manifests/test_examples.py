@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from beaconry.apps.assemble import make_router
 from beaconry.config.gateway import GatewayConfig
 from beaconry.config.loading import load_yaml
 from beaconry.engine_model.presets import variant
@@ -11,7 +12,7 @@ from beaconry.manifests.model_service import ModelService, SimEngine
 from beaconry.manifests.processes import count_ports, plan_processes
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
-SPECS = [path for path in sorted(EXAMPLES.glob("*.yaml")) if path.name != "gateway.yaml"]
+SPECS = [path for path in sorted(EXAMPLES.glob("*.yaml")) if not path.name.startswith("gateway")]
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
@@ -23,6 +24,8 @@ def test_an_example_spec_loads_and_gives_a_plan(path):
             assert variant(engine.preset)
 
 
-def test_the_example_gateway_configuration_loads():
-    text = (EXAMPLES / "gateway.yaml").read_text()
-    assert len(load_yaml(text, GatewayConfig, "gateway.yaml").endpoints) == 3
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("gateway*.yaml")), ids=lambda path: path.stem)
+def test_an_example_gateway_configuration_loads_and_gives_a_router(path):
+    config = load_yaml(path.read_text(), GatewayConfig, path.name)
+    assert config.endpoints
+    make_router(config).check()
