@@ -22,9 +22,9 @@ from beaconry.io.local_tokens import LocalTokens
 from beaconry.io.model_directory import local_tokens
 from beaconry.io.sim_tokens import sim_tokens
 from beaconry.io.upstream import UpstreamPool
+from beaconry.values.check import Examined, State, failed
 from beaconry.values.endpoint import Endpoint, EngineType
 from beaconry.values.errors import EngineError, OperatorError
-from beaconry.values.check import Examined, State, failed
 from beaconry.wire.engine_pages import parse_models, parse_version
 
 AT_ONCE = 8

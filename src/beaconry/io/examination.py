@@ -22,9 +22,9 @@ from beaconry.io.monitor import is_healthy, metrics_path
 from beaconry.io.token_source import Source
 from beaconry.io.tokenizing import Tokenizing
 from beaconry.io.upstream import UpstreamPool
+from beaconry.values.check import Check, Examined, failed, ok, skipped, warning
 from beaconry.values.endpoint import Endpoint, EngineType, KvEventsAddress
 from beaconry.values.errors import EngineError
-from beaconry.values.check import Examined, Check, failed, ok, skipped, warning
 from beaconry.values.request import Api
 from beaconry.wire.engine_metrics import parse_load
 from beaconry.wire.engine_pages import (

@@ -11,8 +11,8 @@ from beaconry.io.zmq_events import KvFeeds
 from beaconry.kvindex.agreement import HashSettings, agreement
 from beaconry.router.facts import Fact, KvEvents, KvSourceChanged
 from beaconry.values.block_hash import ALGORITHMS, DEFAULT_SEED
-from beaconry.values.endpoint import Endpoint
 from beaconry.values.check import Check, failed, ok, warning
+from beaconry.values.endpoint import Endpoint
 from beaconry.values.kv_events import BlockStored, KvEvent, SourceState
 
 KEPT_EVENTS = 4096

@@ -196,4 +196,7 @@ def _stranger(configured: HashSettings, found: HashSettings | None) -> str:
         wrong = "the algorithm differs"
     else:
         wrong = "the seed differs: PYTHONHASHSEED of the engine is not the configured one"
-    return f"none of the engine's block hashes is ours ({ours}): {wrong}. The engine uses {found.told}: configure that, or restart the engine with ours. {until}"
+    return (
+        f"none of the engine's block hashes is ours ({ours}): {wrong}. The engine uses {found.told}: configure that, or "
+        f"restart the engine with ours. {until}"
+    )

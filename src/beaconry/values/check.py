@@ -1,4 +1,4 @@
-"""What an examination of an engine found: one line each, and what to do about it."""
+"""What an examination of an engine found: a check with its outcome each, and what to do about it."""
 
 from enum import StrEnum
 
@@ -19,7 +19,7 @@ class State(StrEnum):
 class Check(Struct, frozen=True, kw_only=True):
     """The outcome of one check."""
 
-    check: str
+    name: str
     state: State
     told: str
     """What was found."""
@@ -40,21 +40,21 @@ class Examined(Struct, frozen=True, kw_only=True):
         return all(check.state is not State.FAILED for check in self.checks)
 
 
-def ok(check: str, told: str) -> Check:
+def ok(name: str, told: str) -> Check:
     """All is well."""
-    return Check(check=check, state=State.OK, told=told)
+    return Check(name=name, state=State.OK, told=told)
 
 
-def warning(check: str, told: str, remedy: str) -> Check:
+def warning(name: str, told: str, remedy: str) -> Check:
     """It could be better."""
-    return Check(check=check, state=State.WARNING, told=told, remedy=remedy)
+    return Check(name=name, state=State.WARNING, told=told, remedy=remedy)
 
 
-def failed(check: str, told: str, remedy: str) -> Check:
+def failed(name: str, told: str, remedy: str) -> Check:
     """It does not work."""
-    return Check(check=check, state=State.FAILED, told=told, remedy=remedy)
+    return Check(name=name, state=State.FAILED, told=told, remedy=remedy)
 
 
-def skipped(check: str, told: str, remedy: str = "") -> Check:
+def skipped(name: str, told: str, remedy: str = "") -> Check:
     """It was not checked."""
-    return Check(check=check, state=State.SKIPPED, told=told, remedy=remedy)
+    return Check(name=name, state=State.SKIPPED, told=told, remedy=remedy)

@@ -48,7 +48,9 @@ def test_reserved_fields_are_found_under_escapes_and_duplicates():
 
 
 def test_reserved_fields_are_removed_from_vllm_xargs():
-    sent = json.loads(parse(Api.CHAT, chat(vllm_xargs={"kv_transfer_params": {}, "kv_cache_report_mode": "full", "keep": 1})).body)
+    sent = json.loads(
+        parse(Api.CHAT, chat(vllm_xargs={"kv_transfer_params": {}, "kv_cache_report_mode": "full", "keep": 1})).body
+    )
     assert sent["vllm_xargs"] == {"keep": 1}
 
 

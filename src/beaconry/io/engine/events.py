@@ -26,7 +26,7 @@ from beaconry.wire.kv_events import END, encode, encode_frames
 
 LIVE_MESSAGES: Final = 100_000
 """Per subscriber that does not read, then they are dropped; vLLM's `hwm`."""
-SLICE: Final = 64
+SLICE: Final = 32
 """Batches of an answer per turn of the event loop: about 0.3 ms."""
 _MOST_PARTS: Final = 3
 """Of a question: who asks, an empty part, the number."""
