@@ -117,7 +117,7 @@ class Gateway:
             case EndpointGone():
                 self._unwatch(fact.name)
             case _:
-                pass
+                self._prompts.tell(fact)
 
     def _unwatch(self, name: str) -> None:
         self._monitor.unwatch(name)

@@ -6,9 +6,10 @@ that the request goes on without keys, by the approximate view, and says why.
 
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from beaconry.config.gateway import Tokens
 from beaconry.io.engine_tokens import EngineTokens
@@ -18,6 +19,7 @@ from beaconry.io.token_source import Source
 from beaconry.io.tokenizing import Tokenizing, TokenizingStatistics, keys_of
 from beaconry.io.upstream import UpstreamPool
 from beaconry.kvindex.block_keys import BlockKeys
+from beaconry.router.facts import Fact, HealthChecked, LoadSampled
 from beaconry.values.block_hash import BlockHasher
 from beaconry.values.endpoint import Endpoint, EngineType, KvBlocks
 from beaconry.values.request import Api, Usage
@@ -25,8 +27,6 @@ from beaconry.wire.tokens import PromptTokens
 
 INLINE_TOKENS = 4096
 """Prompts up to this length are hashed at once: 0.5 ms with SHA-256 and blocks of 16. Longer ones let other requests in between."""
-USUAL_BLOCK_TOKENS = 16
-"""vLLM's default, for engines whose block size is not configured."""
 
 
 class Keyed(Struct, frozen=True):
@@ -42,8 +42,9 @@ class _Model:
 
     def __init__(self, blocks: KvBlocks, tokenizing: Tokenizing, cache_bytes: int) -> None:
         self.blocks = blocks
+        """Of positive size."""
         self.tokenizing = tokenizing
-        self.key_tokens = blocks.block_tokens or USUAL_BLOCK_TOKENS
+        self.key_tokens = blocks.block_tokens
         self.keys = BlockKeys(BlockHasher(self.key_tokens, blocks.algorithm, blocks.seed), cache_bytes)
 
 
@@ -65,13 +66,24 @@ class Prompts:
         """Those whose engines tell their events and how they hash."""
         self._endpoints: dict[str, Endpoint] = {}
         """All that serve, by name."""
+        self._healthy: set[str] = set()
+        """Names of those whose last health check passed."""
+
+    def tell(self, fact: Fact) -> None:
+        """Take what is of interest here from what the router is told. Raises OperatorError as `seen` does."""
+        if isinstance(fact, HealthChecked):
+            (self._healthy.add if fact.healthy else self._healthy.discard)(fact.name)
+        elif isinstance(fact, LoadSampled):
+            endpoint, size = self._endpoints.get(fact.name), fact.sample.block_tokens
+            if endpoint is not None and endpoint.kv_blocks is not None and endpoint.kv_blocks.block_tokens == 0 and size:
+                self.seen(structs.replace(endpoint, kv_blocks=structs.replace(endpoint.kv_blocks, block_tokens=size)))
 
     def seen(self, endpoint: Endpoint) -> None:
         """An endpoint serves. Raises OperatorError if its model's tokenizer directory cannot be used."""
         self._endpoints[endpoint.name] = endpoint
         blocks = endpoint.kv_blocks
-        if blocks is None or endpoint.kv_events is None:
-            return
+        if blocks is None or endpoint.kv_events is None or not blocks.block_tokens:
+            return  # without a configured block size its metrics will tell
         known = self._models.get(endpoint.model)
         if known is None or known.blocks != blocks:
             tokenizing = Tokenizing(self._sources(endpoint), self._now_s, deadline_s=self._knobs.deadline_s)
@@ -80,6 +92,7 @@ class Prompts:
     def gone(self, name: str) -> None:
         """An endpoint serves no longer."""
         self._endpoints.pop(name, None)
+        self._healthy.discard(name)
 
     def begin(self, model: str, api: Api, body: bytes) -> Keyed | Awaitable[Keyed] | None:
         """The keys at once, or what to await for them; None if the model's engines tell no events."""
@@ -114,9 +127,11 @@ class Prompts:
         elif directory is not None:
             sources.append(local_tokens(Path(directory), self._executor, cache_bytes=cache_bytes))
         if self._knobs.ask_engines:
-            of_model = lambda: [e for e in self._endpoints.values() if e.model == model]  # noqa: E731
-            sources.append(EngineTokens(of_model, self._pool_of, self._now_s))
+            sources.append(EngineTokens(partial(self._healthy_ones, model), self._pool_of, self._now_s))
         return sources
+
+    def _healthy_ones(self, model: str) -> list[Endpoint]:
+        return [e for e in self._endpoints.values() if e.model == model and e.name in self._healthy]
 
 
 async def _later(known: _Model, found: Awaitable[PromptTokens]) -> Keyed:
