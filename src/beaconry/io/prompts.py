@@ -75,7 +75,12 @@ class Prompts:
             (self._healthy.add if fact.healthy else self._healthy.discard)(fact.name)
         elif isinstance(fact, LoadSampled):
             endpoint, size = self._endpoints.get(fact.name), fact.sample.block_tokens
-            if endpoint is not None and endpoint.kv_blocks is not None and endpoint.kv_blocks.block_tokens == 0 and size:
+            if (
+                endpoint is not None
+                and endpoint.kv_blocks is not None
+                and endpoint.kv_blocks.block_tokens == 0
+                and size
+            ):
                 self.seen(structs.replace(endpoint, kv_blocks=structs.replace(endpoint.kv_blocks, block_tokens=size)))
 
     def seen(self, endpoint: Endpoint) -> None:
