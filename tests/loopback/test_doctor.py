@@ -15,7 +15,8 @@ from beaconry.io.examination import SAMPLES, Examination
 from beaconry.io.upstream import UpstreamPool
 from beaconry.values.block_hash import DEFAULT_SEED
 from beaconry.values.check import State
-from beaconry.values.endpoint import Endpoint, EngineType, KvBlocks, KvEventsAddress
+from beaconry.values.endpoint import Endpoint, EngineType, KvEventsAddress
+from beaconry.values.kv_events import KvBlocks
 from tests.loopback.engine_client import on_loop, running
 
 HOST = "127.0.0.1"

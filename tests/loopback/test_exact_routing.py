@@ -1,6 +1,7 @@
 """Through the whole gateway: what the router believes cached is what the engines report, and a restart leaves no ghosts."""
 
 import asyncio
+import logging
 import sys
 from contextlib import asynccontextmanager
 from random import Random
@@ -10,9 +11,10 @@ import pytest
 from beaconry.apps.assemble import Gateway
 from beaconry.config.gateway import Access, EndpointConfig, GatewayConfig, Listen
 from beaconry.io.children.supervisor import free_ports
+from beaconry.kvindex.agreement import HashSettings
 from beaconry.values.block_hash import DEFAULT_SEED
-from beaconry.values.endpoint import EngineType, KvBlocks, KvEventsAddress
-from beaconry.values.kv_events import SourceState
+from beaconry.values.endpoint import EngineType, KvEventsAddress
+from beaconry.values.kv_events import KvBlocks, SourceState
 from tests.loopback.fake_engine import Reply, post, run, send
 
 HOST = "127.0.0.1"
@@ -104,6 +106,29 @@ def test_predicted_cached_tokens_are_the_reported_ones(flags: tuple[str, ...]):
             assert sum(reported for _, _, reported in told) > 0
 
     run(main)
+
+
+def test_an_engine_that_hashes_otherwise_than_configured_is_predicted_exactly_and_told(
+    caplog: pytest.LogCaptureFixture,
+):
+    async def main():
+        async with fleet(2, "--prefix-caching-hash-algo", "sha256") as (gateway, _):
+            told = [await ask(gateway, text) for text in prompts(Random(1), 60)]
+            assert all(reply.headers["x-beaconry-view"] == "exact" for reply, _, _ in told)
+            right = sum(predicted == reported for _, predicted, reported in told)
+            assert right >= 0.99 * len(told), [(p, r) for _, p, r in told if p != r]
+            assert sum(reported for _, _, reported in told) > 0
+            for figures in gateway._feeds.statistics().values():
+                assert figures.verdict is not None
+                assert figures.verdict.engine == HashSettings(algorithm="sha256", seed=DEFAULT_SEED, block_tokens=16)
+                assert figures.dual_keys is not None
+                assert figures.dual_keys.blocks > 0
+
+    with caplog.at_level(logging.WARNING, "beaconry.io.zmq_events"):
+        run(main)
+    said = [record.getMessage() for record in caplog.records if "block hashes" in record.getMessage()]
+    assert sorted(text[:23] for text in said) == ["KV events of e0 rank 0:", "KV events of e1 rank 0:"]
+    assert all("the algorithm differs. The engine uses sha256 with seed" in text for text in said)
 
 
 def test_a_restarted_engine_leaves_no_ghost_blocks():

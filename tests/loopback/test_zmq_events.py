@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from array import array
 from contextlib import asynccontextmanager
 from random import Random
 
@@ -15,7 +16,16 @@ from beaconry.io.zmq_events import KvFeeds
 from beaconry.kvindex.exact import ExactIndex, Held
 from beaconry.kvindex.turns import size_of
 from beaconry.router.facts import KvCleared, KvEvents, KvSourceChanged
-from beaconry.values.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvBatch, KvSource, SourceState
+from beaconry.values.block_hash import MASK64, BlockHasher
+from beaconry.values.kv_events import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    KvBatch,
+    KvBlocks,
+    KvSource,
+    SourceState,
+)
 from beaconry.wire.kv_events import END, Form, encode, encode_frames
 
 LIMITS = KvFeed(replay_pause_s=0.01, reconnect_s=0.02, reconnect_max_s=0.05)
@@ -213,6 +223,40 @@ def test_a_restarted_engine_leaves_no_ghost_blocks(speaks):
                 await listener.until(lambda: listener.index.match(KEYS).get("a") == Held(9 if speaks else 1))
 
     run(scenario)
+
+
+def test_an_engine_restarted_with_other_hashes_is_found_under_ours_and_back_again(caplog):
+    tokens = array("I", range(16 * 20))
+
+    def hashes(seed):
+        return tuple(hash_ & MASK64 for hash_ in BlockHasher(16, "sha256", seed).hashes(tokens))
+
+    def announced(seed):
+        return BlockStored(block_hashes=hashes(seed), parent_hash=None, token_ids=tuple(tokens), block_tokens=16)
+
+    async def scenario():
+        engine = Publisher()
+        source = engine.source(blocks=KvBlocks(block_tokens=16, algorithm="sha256", seed="0"))
+        async with listening(source) as listener:
+            await listener.until_exact()
+            for seed, exact in (("0", True), ("42", False), ("42", False), ("0", True)):
+                engine.publish(announced(seed))
+                await listener.until_held(hashes("0"), a=20)
+                figures = listener.feeds.statistics()["a", 0]
+                assert (figures.verdict.exact, figures.dual_keys is None) == (exact, exact)
+                await engine.close()
+                await listener.until(lambda: listener.state() is SourceState.DEGRADED)
+                engine = Publisher(ports=engine.ports)
+                await listener.until(lambda: listener.state() is SourceState.EXACT)
+                assert listener.index.match(hashes("0")) == {}
+                assert listener.feeds.statistics()["a", 0].verdict is None
+            await engine.close()
+
+    with caplog.at_level(logging.WARNING, "beaconry.io.zmq_events"):
+        run(scenario)
+    said = [record.getMessage() for record in caplog.records if "block hashes" in record.getMessage()]
+    assert len(said) == 1
+    assert "the seed differs" in said[0]
 
 
 def test_an_engine_without_replay_is_heard_all_the_same():

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import resource
 import secrets
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,10 @@ from beaconry.router.facts import Drain, EndpointGone, EndpointSeen, Fact
 from beaconry.router.router import Router
 from beaconry.router.statistics import RouterStatistics
 from beaconry.scheduling.scheduler import make_scheduler
+from beaconry.values.endpoint import Endpoint
+from beaconry.values.errors import OperatorError
 
+_LOG = logging.getLogger(__name__)
 GC_THRESHOLDS = (50_000, 20, 50)
 """Requests make few cycles and many short-lived objects: the default of 700 scans the heap hundreds of times a second."""
 
@@ -109,15 +113,22 @@ class Gateway:
         match fact:
             case EndpointSeen() if not fact.endpoint.draining:
                 self._monitor.watch(fact.endpoint)
-                self._prompts.seen(fact.endpoint)
-                for source in fact.endpoint.kv_sources:
-                    self._feeds.watch(source)
+                self._hear(fact.endpoint)
             case EndpointSeen():
                 self._unwatch(fact.endpoint.name)
             case EndpointGone():
                 self._unwatch(fact.name)
             case _:
                 self._prompts.tell(fact)
+
+    def _hear(self, endpoint: Endpoint) -> None:
+        """Follow an endpoint's KV events. What cannot be made of them must not keep it from serving: then it is seen approximately."""
+        try:
+            self._prompts.seen(endpoint)
+            for source in endpoint.kv_sources:
+                self._feeds.watch(source)
+        except OperatorError as error:
+            _LOG.warning("endpoint %s: its KV events are not used: %s", endpoint.name, error)
 
     def _unwatch(self, name: str) -> None:
         self._monitor.unwatch(name)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from beaconry.values.endpoint import EngineType, KvBlocks, KvEventsAddress, Role
+from beaconry.values.endpoint import EngineType, KvEventsAddress, Role
+from beaconry.values.kv_events import KvBlocks
 
 PATH = Meta(pattern=r"^/[\x21-\x7e]*$")
 """An absolute path without spaces or control characters: it goes onto the request line as it is."""

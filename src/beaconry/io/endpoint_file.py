@@ -13,8 +13,9 @@ from beaconry.config.gateway import EndpointConfig, GatewayConfig
 from beaconry.io.config_file import read_yaml
 from beaconry.router.facts import EndpointGone, EndpointSeen, Fact
 from beaconry.values.block_hash import DEFAULT_SEED
-from beaconry.values.endpoint import Endpoint, KvBlocks
+from beaconry.values.endpoint import Endpoint
 from beaconry.values.errors import OperatorError
+from beaconry.values.kv_events import KvBlocks
 
 VLLM_BLOCKS = KvBlocks(block_tokens=16, algorithm="sha256", seed=DEFAULT_SEED)
 """vLLM's defaults."""

@@ -21,7 +21,8 @@ from beaconry.io.upstream import UpstreamPool
 from beaconry.kvindex.block_keys import BlockKeys
 from beaconry.router.facts import Fact, HealthChecked, LoadSampled
 from beaconry.values.block_hash import BlockHasher
-from beaconry.values.endpoint import Endpoint, EngineType, KvBlocks
+from beaconry.values.endpoint import Endpoint, EngineType
+from beaconry.values.kv_events import KvBlocks
 from beaconry.values.request import Api, Usage
 from beaconry.wire.tokens import PromptTokens
 

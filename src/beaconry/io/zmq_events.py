@@ -3,7 +3,8 @@
 One task and one SUB socket per source (an endpoint, or one of its data-parallel ranks). ZeroMQ connects and reconnects by itself and
 keeps a bounded queue per source; what does not fit is dropped by the publisher and shows as a gap. What to make of gaps and restarts
 is decided by `kvindex/stream.py`; this file asks the publisher's ROUTER for past batches where that says so: with a deadline, a few
-sources at a time. While a source's past is told, its live messages wait in the queue.
+sources at a time. While a source's past is told, its live messages wait in the queue. Whether a source's hashes are ours, and what to do
+where they are not, is decided by `kvindex/reading.py`.
 
 The event loop belongs to the requests: all sources together apply at most `turn_blocks` blocks per round of the loop. pyzmq's own
 asyncio sockets cost several callbacks per message; here a socket's descriptor is watched only while its queue is empty.
@@ -11,7 +12,7 @@ asyncio sockets cost several callbacks per message; here a socket's descriptor i
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import zmq
@@ -19,11 +20,14 @@ from msgspec import Struct
 
 from beaconry.config.kv_feed import KvFeed
 from beaconry.io.zmq_sockets import Sock, connection_events, new_context, new_socket, readable
+from beaconry.kvindex.agreement import Agreement
+from beaconry.kvindex.dual_keys import DualKeysStatistics
+from beaconry.kvindex.reading import Reading
 from beaconry.kvindex.stream import Advance, SourceStream, StreamStatistics
 from beaconry.kvindex.turns import in_turns, size_of
 from beaconry.router.facts import Fact, KvCleared, KvEvents, KvSourceChanged
 from beaconry.values.errors import EngineError
-from beaconry.values.kv_events import KvBatch, KvSource, SourceState
+from beaconry.values.kv_events import KvBatch, KvEvent, KvSource, SourceState
 from beaconry.wire.kv_events import decode, parse_frames
 
 _LOG = logging.getLogger(__name__)
@@ -38,6 +42,10 @@ class FeedStatistics(Struct, frozen=True, kw_only=True):
     """Messages that could not be read, dropped."""
     skipped: int
     """Events of unknown types."""
+    verdict: Agreement | None
+    """Whether the engine's block hashes are ours; None while that is not known, or not asked."""
+    dual_keys: DualKeysStatistics | None
+    """Of the map from its hashes to ours; None where there is no need for one."""
 
 
 class _Feed:
@@ -46,6 +54,10 @@ class _Feed:
     def __init__(self, source: KvSource) -> None:
         self.source = source
         self.stream = SourceStream(replays=source.replay is not None)
+        self.reading = None if source.blocks is None or source.tokens else Reading(source.blocks)
+        """None: events are told as they are."""
+        self.warned = ""
+        """The last warning about its hashes: a restart alone is no reason to repeat it."""
         self.told: tuple[SourceState, str] | None = None
         """State and reason last told."""
         self.retry_at_s: float | None = None
@@ -61,7 +73,8 @@ class _Feed:
         self.messages += 1
         try:
             sequence, payload = parse_frames(frames)
-            batch = KvBatch(ts=0.0, events=()) if sequence is None else decode(payload, tokens=self.source.tokens)
+            tokens = self.source.tokens if self.reading is None else self.reading.needs_tokens
+            batch = KvBatch(ts=0.0, events=()) if sequence is None else decode(payload, tokens=tokens)
         except EngineError as error:
             self.malformed += 1
             if self.malformed & (self.malformed - 1) == 0:  # the first, second, fourth, ...
@@ -69,6 +82,18 @@ class _Feed:
             return None
         self.skipped += batch.skipped
         return sequence, batch
+
+    def statistics(self) -> FeedStatistics:
+        """A snapshot."""
+        reading = self.reading
+        return FeedStatistics(
+            stream=self.stream.statistics(),
+            messages=self.messages,
+            malformed=self.malformed,
+            skipped=self.skipped,
+            verdict=None if reading is None else reading.verdict,
+            dual_keys=reading.statistics() if reading is not None and reading.translates else None,
+        )
 
 
 class KvFeeds:
@@ -91,14 +116,15 @@ class KvFeeds:
         self._replays = asyncio.Semaphore(self._limits.replays_at_once)
 
     def watch(self, source: KvSource) -> None:
-        """Listen to a new source, or to one that has changed."""
+        """Listen to a new source, or to one that has changed. OperatorError if its way of hashing is unknown: nothing has changed then."""
         key = (source.name, source.rank)
         if self._sources.get(key) == source:
             return
+        feed = _Feed(source)
         self._stop(key)
         self._sources[key] = source
         if self._group is not None:
-            self._begin(self._group, source)
+            self._begin(self._group, feed)
 
     def unwatch(self, name: str) -> None:
         """Listen to an endpoint no longer. What was told about it is not taken back."""
@@ -113,7 +139,7 @@ class KvFeeds:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 for source in self._sources.values():
-                    self._begin(group, source)
+                    self._begin(group, _Feed(source))
                 await asyncio.Event().wait()
         finally:
             self._group = None
@@ -123,16 +149,11 @@ class KvFeeds:
 
     def statistics(self) -> dict[tuple[str, int], FeedStatistics]:
         """By endpoint and rank; only while running."""
-        return {
-            key: FeedStatistics(
-                stream=feed.stream.statistics(), messages=feed.messages, malformed=feed.malformed, skipped=feed.skipped
-            )
-            for key, feed in self._feeds.items()
-        }
+        return {key: feed.statistics() for key, feed in self._feeds.items()}
 
-    def _begin(self, group: asyncio.TaskGroup, source: KvSource) -> None:
-        key = (source.name, source.rank)
-        feed = self._feeds[key] = _Feed(source)
+    def _begin(self, group: asyncio.TaskGroup, feed: _Feed) -> None:
+        key = (feed.source.name, feed.source.rank)
+        self._feeds[key] = feed
         self._tasks[key] = group.create_task(self._follow(feed))
 
     def _stop(self, key: tuple[str, int]) -> None:
@@ -206,14 +227,29 @@ class KvFeeds:
         name, rank = feed.source.name, feed.source.rank
         if advance.clear:
             self._tell(KvCleared(name, rank))
-        for batch in advance.batches:
-            for events in in_turns(batch.events, self._limits.turn_blocks):
+            if feed.reading is not None:
+                feed.reading.restart()
+        turns = (turn for batch in advance.batches for turn in in_turns(batch.events, self._limits.turn_blocks))
+        for turn in turns:
+            for events in self._read(feed, turn):
                 self._tell(KvEvents(name, rank, events))
                 self._applied += sum(map(size_of, events))
                 if self._applied >= self._limits.turn_blocks:
                     self._applied = 0
                     await asyncio.sleep(0)
         self._tell_state(feed)
+
+    def _read(self, feed: _Feed, events: tuple[KvEvent, ...]) -> Iterable[tuple[KvEvent, ...]]:
+        """What to tell of one turn's events, in turns."""
+        if feed.reading is None:
+            return (events,)
+        told = feed.reading.take(events)
+        if told.verdict is not None and told.verdict.warning not in ("", feed.warned):
+            feed.warned = told.verdict.warning
+            _LOG.warning("KV events of %s rank %d: %s", feed.source.name, feed.source.rank, feed.warned)
+        if told.clear:
+            self._tell(KvCleared(feed.source.name, feed.source.rank))
+        return in_turns(told.events, self._limits.turn_blocks)
 
     def _tell_state(self, feed: _Feed) -> None:
         state = (feed.stream.state, feed.stream.reason)

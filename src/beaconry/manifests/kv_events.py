@@ -10,7 +10,8 @@ from msgspec import Struct
 
 from beaconry.manifests.model_service import SimEngine, VllmEngine
 from beaconry.values.block_hash import DEFAULT_SEED, engine_seed
-from beaconry.values.endpoint import KvBlocks, KvEventsAddress
+from beaconry.values.endpoint import KvEventsAddress
+from beaconry.values.kv_events import KvBlocks
 
 HOST = "127.0.0.1"
 REFUSED_FLAGS = {

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from beaconry.values.kv_events import KvSource
+from beaconry.values.kv_events import KvBlocks, KvSource
 
 
 class Role(StrEnum):
@@ -45,15 +45,6 @@ class KvEventsAddress(Struct, frozen=True, kw_only=True):
             )
 
 
-class KvBlocks(Struct, frozen=True, kw_only=True, rename="camel"):
-    """How an engine names its KV blocks, so that their names can be computed from a prompt's tokens; see `block_hash.py`."""
-
-    block_tokens: int
-    """0: as the engine's metrics say."""
-    algorithm: str
-    seed: str
-
-
 class Endpoint(Struct, frozen=True, kw_only=True):
     """An address that serves one model. `name` is its identity: a restart on the same address keeps the name."""
 
@@ -85,6 +76,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
                 address=_port_plus(told.endpoint, rank),
                 replay=None if told.replay is None else _port_plus(told.replay, rank),
                 rank=rank,
+                blocks=self.kv_blocks,
             )
             for rank in range(told.ranks)
         )

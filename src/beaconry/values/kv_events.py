@@ -66,6 +66,15 @@ class KvBatch(Struct, frozen=True, kw_only=True):
     """Events of a type unknown here."""
 
 
+class KvBlocks(Struct, frozen=True, kw_only=True, rename="camel"):
+    """How an engine names its KV blocks, so that their names can be computed from a prompt's tokens; see `block_hash.py`."""
+
+    block_tokens: int
+    """0: as the engine's metrics and events say."""
+    algorithm: str
+    seed: str
+
+
 class KvSource(Struct, frozen=True, kw_only=True):
     """Where one engine, or one data-parallel rank of it, publishes its KV events. All addresses are ZeroMQ's (`tcp://host:port`)."""
 
@@ -77,8 +86,11 @@ class KvSource(Struct, frozen=True, kw_only=True):
     rank: int = 0
     topic: str = ""
     """Prefix of the topics to hear; empty for all."""
+    blocks: KvBlocks | None = None
+    """How its blocks are expected to be hashed. Events that turn out to be hashed otherwise are told in these hashes all the same.
+    None: they are told as they are, unverified."""
     tokens: bool = False
-    """Read the blocks' token ids too: dearer, and only needed where the engine's hashes cannot be reproduced."""
+    """Tell the events as they are, with their token ids, whatever `blocks` says: for those who examine an engine."""
 
 
 class SourceState(StrEnum):

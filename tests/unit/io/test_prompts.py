@@ -10,7 +10,8 @@ from beaconry.config.gateway import Tokens
 from beaconry.io.prompts import Keyed, Prompts
 from beaconry.router.facts import LoadSampled
 from beaconry.values.block_hash import DEFAULT_SEED
-from beaconry.values.endpoint import Endpoint, EngineType, KvBlocks, KvEventsAddress, LoadSample
+from beaconry.values.endpoint import Endpoint, EngineType, KvEventsAddress, LoadSample
+from beaconry.values.kv_events import KvBlocks
 from beaconry.values.request import Api
 
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "word " * 200}]}).encode()

@@ -8,8 +8,9 @@ from beaconry.config.gateway import Listen
 from beaconry.config.loading import load_yaml
 from beaconry.manifests.model_service import ModelService
 from beaconry.manifests.processes import EngineProcess, count_ports, plan_gateway, plan_processes
-from beaconry.values.endpoint import Endpoint, EngineType, KvBlocks, KvEventsAddress
+from beaconry.values.endpoint import Endpoint, EngineType, KvEventsAddress
 from beaconry.values.errors import OperatorError
+from beaconry.values.kv_events import KvBlocks
 
 
 def service(spec, model='{uri: "hf://openai/gpt-oss-120b", name: gpt-oss}'):
