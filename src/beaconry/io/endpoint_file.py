@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from msgspec import structs
+
 from beaconry.config.gateway import EndpointConfig, GatewayConfig
 from beaconry.io.config_file import read_yaml
 from beaconry.router.facts import EndpointGone, EndpointSeen, Fact
@@ -45,19 +47,7 @@ def refuse_duplicates(endpoints: Sequence[EndpointConfig], source: str) -> None:
 def endpoints_of(config: GatewayConfig) -> tuple[Endpoint, ...]:
     """The configured endpoints as values."""
     return tuple(
-        Endpoint(
-            name=one.name,
-            host=one.host,
-            port=one.port,
-            model=one.model,
-            pool=one.pool,
-            role=one.role,
-            engine=one.engine,
-            variant=one.variant,
-            draining=one.draining,
-            kv_events=one.kv_events,
-            kv_blocks=one.kv_blocks or (VLLM_BLOCKS if one.kv_events is not None else None),
-        )
+        Endpoint(**structs.asdict(one) | {"kv_blocks": one.kv_blocks or (VLLM_BLOCKS if one.kv_events else None)})
         for one in config.endpoints
     )
 

@@ -40,7 +40,7 @@ class ExcessAnswerError(Exception):
 class Call:
     """One request to an endpoint on its way: cancel it, or hold its answer back."""
 
-    __slots__ = ("_connection", "_paused", "head_only", "leg", "payload")
+    __slots__ = ("_connection", "_paused", "leg", "payload")
 
     def __init__(self, leg: Leg, payload: bytes) -> None:
         self.leg: Leg | None = leg

@@ -15,8 +15,6 @@ from beaconry.values.request import Api
 from beaconry.wire.prefix import chain, digest
 
 Reserved = Raw | UnsetType
-MESSAGE_OVERHEAD_BYTES = 16
-"""Role tags and separators of a chat template: about four tokens a message."""
 TOKEN_BYTES = 4
 COUNT_LIMIT = 2**31 - 1
 """Of tokens or sequences asked for: no engine takes more, and arithmetic in floats has an end."""
