@@ -47,7 +47,19 @@ class Request(Struct, frozen=True, kw_only=True):
     session: str | None = None
     """A session key the caller sent, only where the operator configured a header for it."""
     tenant: str = "default"
+    """Who pays: requests of one tenant share a fair queue. From its API key, or a trusted header; never from an untrusted client."""
+    weight: float = 1.0
+    """The tenant's share against others' of the same priority."""
     priority: int = 0
+    """The band: higher goes first, negative may be shed."""
+    program: str | None = None
+    """The agent or workflow that the request is a step of, where a trusted header names it."""
+    ttl_s: float | None = None
+    """How long it may wait for dispatch, from arrival; None takes its band's."""
+    slo_ttft_s: float | None = None
+    """The objective for arrival to first token; None is best effort."""
+    slo_itl_s: float | None = None
+    """The objective for the mean time between tokens."""
 
 
 class Usage(Struct, frozen=True, kw_only=True):
