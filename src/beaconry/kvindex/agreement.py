@@ -3,8 +3,9 @@
 Wrong settings make an exact index silently useless: every look-up misses. So the first blocks of each engine are hashed again here. If
 none agrees, the other ways of hashing are tried, and the warning says which of them the engine uses, or that none is it.
 
-A block can be verified if it begins a prompt or follows one that was verified, and if all that entered its hash is known: of a LoRA
-adapter events tell the name only, while its path is hashed too.
+A block can be verified if it begins a prompt or follows one that was, and if all that entered its hash is known: of a LoRA adapter
+events tell the name only, while its path is hashed too. Whether the block before agreed does not matter: an engine's hash names it, our
+own hash of the same tokens goes on from it. So where all prompts begin alike, as with one system prompt, a stranger is found out as soon.
 """
 
 from array import array
@@ -112,10 +113,10 @@ def _verdicts(stored: list[BlockStored], settings: HashSettings, adapters: Mappi
     """For each block whether it agrees; None if that cannot be known."""
     hasher = settings.hasher()
     size = settings.block_tokens
-    verified: dict[int, int] = {}
-    """Whole hashes of blocks that agree, by what events carry of them."""
+    ours: dict[int, int] = {}
+    """Our whole hashes of the blocks met so far, by what events carry of the engine's."""
     for event in stored:
-        parent = None if event.parent_hash is None else verified.get(event.parent_hash & MASK64)
+        parent = None if event.parent_hash is None else ours.get(event.parent_hash & MASK64)
         begins = event.parent_hash is None
         for index, announced in enumerate(event.block_hashes):
             extra = tags_of(event, index, adapters)
@@ -126,10 +127,8 @@ def _verdicts(stored: list[BlockStored], settings: HashSettings, adapters: Mappi
             tokens = array("I", event.token_ids[index * size : (index + 1) * size])
             parent = hasher.link(parent, tokens, extra or None)
             begins = False
-            agrees = parent & MASK64 == announced & MASK64
-            if agrees:
-                verified[announced & MASK64] = parent
-            yield agrees
+            ours[announced & MASK64] = parent
+            yield parent & MASK64 == announced & MASK64
 
 
 UNKNOWN: Final = (("unknown",),)

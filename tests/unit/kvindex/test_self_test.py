@@ -33,6 +33,20 @@ def test_a_strange_engine_is_told_with_its_way_of_hashing():
     assert "seed '42'" in verdict.warning
 
 
+def test_a_strange_engine_whose_prompts_all_begin_alike_is_found_out_after_few_events():
+    """The common beginning is announced once; whatever follows it is verified by way of the name the engine gave it."""
+    stranger = BlockHasher(2, "sha256", "nobody knows")
+    first, *_ = stranger.hashes(array("I", [7, 7]))
+    events = [BlockStored(block_hashes=(first,), parent_hash=None, token_ids=(7, 7), block_tokens=2)]
+    for number in range(KEPT_EVENTS):
+        second = stranger.hashes(array("I", [7, 7, number, number]))[1]
+        events.append(BlockStored(block_hashes=(second,), parent_hash=first, token_ids=(number, number), block_tokens=2))
+    test = SelfTest(SETTINGS)
+    heard = next(count for count, event in enumerate(events, 1) if test.hear([event]) is not None)
+    assert heard == ENOUGH_BLOCKS
+    assert (test.verdict.agreed, test.verdict.blocks, test.verdict.unverifiable) == (0, ENOUGH_BLOCKS, 0)
+
+
 def test_events_that_cannot_be_verified_end_the_wait_at_a_bound():
     test = SelfTest(SETTINGS)
     orphan = BlockStored(block_hashes=(5,), parent_hash=4, token_ids=(1, 1), block_tokens=2)
