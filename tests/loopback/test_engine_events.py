@@ -14,16 +14,16 @@ import zmq
 
 from beaconry.engine_model.values import EngineSettings
 from beaconry.io.engine.events import SLICE
-from beaconry.io.engine.generation import KvEventsOptions
+from beaconry.io.engine.generation import KvEventsOptions, OffloadOptions
 from beaconry.io.engine.server import serve_engine
 from beaconry.io.zmq_events import KvFeeds
 from beaconry.kvindex.exact import ExactIndex
 from beaconry.router.facts import KvCleared, KvEvents, KvSourceChanged
 from beaconry.values.block_hash import MASK64, BlockHasher
 from beaconry.values.errors import OperatorError
-from beaconry.values.kv_events import BlockRemoved, BlockStored, KvSource, SourceState
+from beaconry.values.kv_events import BlockRemoved, BlockStored, KvSource, SourceState, Tier
 from beaconry.wire.kv_events import END, Form, decode
-from tests.loopback.engine_client import PROMPT, call, on_loop, options, process, running, until
+from tests.loopback.engine_client import PROMPT, call, metrics, on_loop, options, process, running, until
 
 TELLING = KvEventsOptions(port=0, replay_port=0, topic="kv@a@tiny")
 
@@ -183,6 +183,24 @@ async def test_the_events_add_up_to_the_cache_through_sharing_eviction_and_preem
         statistics = engine.generation.engine.statistics()
         assert (statistics.evictions > 0, statistics.preemptions > 0) == (blocks == 40, blocks == 40)
         assert cache_of(batches) == cached_in(engine)
+
+
+@on_loop
+async def test_blocks_in_the_hosts_memory_are_told_beside_those_on_the_gpu_and_found_there():
+    settings = EngineSettings(num_blocks=40, max_num_seqs=8)
+    offload = OffloadOptions(blocks=300, load_s=0.0)
+    async with running(settings=settings, max_model_len=500, kv_events=TELLING, offload=offload) as (engine, port):
+        for body in many_prompts(40):
+            assert (await call(port, "/v1/completions", body)).status == 200
+        seen = await metrics(port)
+        model = engine.generation.engine
+        assert seen["vllm:external_prefix_cache_hits_total",] == model.statistics().loaded_tokens > 0
+        assert seen["vllm:prompt_tokens_by_source_total", "external_kv_transfer"] == model.statistics().loaded_tokens
+        async with heard(source_of(engine)) as (index, states, _):
+            await until(lambda: states[-1:] == [SourceState.EXACT])
+            (source,) = index.statistics().sources
+            (tier,) = model._pool.tiers
+            assert source.blocks[Tier.CPU] == len(tier) > source.blocks[Tier.GPU] > 0
 
 
 @on_loop

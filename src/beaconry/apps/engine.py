@@ -8,9 +8,9 @@ import signal
 import msgspec
 import uvloop
 
-from beaconry.engine_model.presets import variant
+from beaconry.engine_model.presets import Variant, variant
 from beaconry.engine_model.step_time import LinearStepTime, StepTime
-from beaconry.io.engine.generation import EngineOptions, KvEventsOptions
+from beaconry.io.engine.generation import EngineOptions, KvEventsOptions, OffloadOptions
 from beaconry.io.engine.server import serve_engine
 from beaconry.values.block_hash import ALGORITHMS
 from beaconry.values.errors import OperatorError
@@ -69,6 +69,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--shutdown-timeout", type=float, default=20.0, metavar="SECONDS", help="how long running requests may finish after "
         "SIGTERM (default: %(default)s)")  # fmt: skip
     _configure_events(parser)
+    _configure_offloading(parser)
+
+
+def _configure_offloading(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the CPU tier; the first one is vLLM's."""
+    add = parser.add_argument_group("KV offloading", "Copies of cached blocks in the host's memory.").add_argument
+    add("--kv-offloading-size", type=float, metavar="GIB", help="memory for them (default: none)")
+    add(
+        "--kv-offloading-bandwidth",
+        type=float,
+        default=25.0,
+        metavar="GB/S",
+        help="at which they are loaded, per accelerator (default: %(default)s, a PCIe 4.0 link)",
+    )
 
 
 def _configure_events(parser: argparse.ArgumentParser) -> None:
@@ -148,7 +162,22 @@ def _options(args: argparse.Namespace) -> EngineOptions:
         by_priority=args.scheduling_policy == "priority",
         max_queued=args.max_num_queued_reqs,
         kv_events=_kv_events(args),
+        offload=_offload(args, preset),
     )
+
+
+def _offload(args: argparse.Namespace, preset: Variant) -> OffloadOptions | None:
+    if args.kv_offloading_size is None:
+        return None
+    block_bytes = preset.model.kv_bytes_per_token * args.block_size
+    blocks = int(args.kv_offloading_size * 2**30 / block_bytes)
+    if blocks < 1 or args.kv_offloading_bandwidth <= 0.0:
+        raise OperatorError(
+            f"--kv-offloading-size {args.kv_offloading_size:g} at {args.kv_offloading_bandwidth:g} GB/s: a block has "
+            f"{block_bytes:g} bytes, and the bandwidth must be above 0"
+        )
+    bytes_per_s = 1e9 * args.kv_offloading_bandwidth * preset.tensor_parallel
+    return OffloadOptions(blocks=blocks, load_s=block_bytes / bytes_per_s)
 
 
 def _kv_events(args: argparse.Namespace) -> KvEventsOptions | None:

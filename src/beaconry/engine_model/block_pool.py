@@ -10,15 +10,18 @@ Follows vLLM's `v1/core/block_pool.py`. A block is in exactly one of four places
 vLLM's free queue is blank blocks first, then idle ones in the order of their release, so counting blank and private blocks and
 keying the others by hash loses nothing. Like vLLM the pool does not merge equal blocks that two sequences computed
 independently: the second one lives under an alias key, and each of them is announced and removed for itself.
+
+Prompts' blocks are also copied into the tiers beside the GPU, if there are any (`offload_tier.py`), and announced there for themselves.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence as Sized
 from itertools import count, islice
 
+from beaconry.engine_model.offload_tier import OffloadTier, run_of
 from beaconry.engine_model.sequence import Sequence
 from beaconry.values.errors import InternalError
-from beaconry.values.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
+from beaconry.values.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent, Tier
 
 
 class BlockPool:
@@ -29,6 +32,7 @@ class BlockPool:
         private: number of blocks held as private.
         caching: False if no block is ever shared.
         evictions: cached blocks dropped since the start.
+        tiers: where copies are kept beside the GPU, fastest first.
 
     `_refs` maps the key of each held or idle block to its number of holders, `_idle` has exactly the keys with no holder, least
     recently released first. A key is the block's hash, or a negative alias for a further block of the same hash: `_hash_of`
@@ -36,7 +40,13 @@ class BlockPool:
     """
 
     def __init__(
-        self, num_blocks: int, block_tokens: int, *, caching: bool = True, record_events: bool = False
+        self,
+        num_blocks: int,
+        block_tokens: int,
+        *,
+        caching: bool = True,
+        record_events: bool = False,
+        tiers: Sized[OffloadTier] = (),
     ) -> None:
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
@@ -44,6 +54,7 @@ class BlockPool:
         self.blank = num_blocks
         self.private = 0
         self.evictions = 0
+        self.tiers = tuple(tiers) if caching else ()
         self._events: list[KvEvent] | None = [] if record_events else None
         self._refs: dict[int, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
@@ -115,6 +126,25 @@ class BlockPool:
         sequence.private_blocks -= end - start
         if self._events is not None:
             self._events.append(self._stored(sequence, start, end))
+        if start < sequence.prompt_tokens // self.block_tokens:
+            self.offload(sequence, end)
+
+    def loadable(self, hashes: Sized[int], start: int, limit: int) -> tuple[int, float]:
+        """Return how many blocks from index `start` on, below `limit`, can be loaded from the tiers, and in how many seconds."""
+        return run_of(self.tiers, hashes, start, limit)
+
+    def offload(self, sequence: Sequence, end: int) -> None:
+        """Copy the prompt's blocks below index `end` into the tiers, where they are not there yet."""
+        prompt = sequence.hashes[: min(end, sequence.prompt_tokens // self.block_tokens)] if self.tiers else ()
+        for tier in self.tiers:
+            new, gone = tier.keep(prompt)
+            if self._events is None:
+                continue
+            self._events += [BlockRemoved(block_hash=block_hash, tier=tier.kind) for block_hash in gone]
+            fresh = set(new)
+            for index, block_hash in enumerate(prompt):
+                if block_hash in fresh:
+                    self._events.append(self._stored(sequence, index, index + 1, tier.kind))
 
     def release(self, sequence: Sequence) -> None:
         """Take all blocks from a sequence. Its tail becomes idle first, so that a prefix outlives what follows it."""
@@ -130,12 +160,15 @@ class BlockPool:
         sequence.table.clear()
 
     def clear(self) -> bool:
-        """Forget all cached blocks; refused (False) while any block is in use, as vLLM does."""
+        """Forget all cached blocks but those in a shared store; refused (False) while any is in use, as vLLM does."""
         if self.free != self.num_blocks:
             return False
         self.blank = self.num_blocks
         for table in (self._refs, self._idle, self._hash_of, self._aliases):
             table.clear()
+        for tier in self.tiers:
+            if tier.kind is not Tier.SHARED:
+                tier.clear()
         if self._events is not None:
             self._events.append(AllBlocksCleared())
         return True
@@ -149,7 +182,8 @@ class BlockPool:
 
     def copy(self) -> "BlockPool":
         """Return an independent pool in the same state, that records no events."""
-        other = BlockPool(self.num_blocks, self.block_tokens, caching=self.caching)
+        tiers = [tier.copy() for tier in self.tiers]
+        other = BlockPool(self.num_blocks, self.block_tokens, caching=self.caching, tiers=tiers)
         other.blank, other.private, other.evictions = self.blank, self.private, self.evictions
         other._refs = self._refs.copy()
         other._idle = self._idle.copy()
@@ -176,6 +210,8 @@ class BlockPool:
         broken = [name for name, holds in conditions.items() if not holds]
         if broken:
             raise InternalError(f"block pool: not true that {', '.join(broken)}")
+        for tier in self.tiers:
+            tier.check()
 
     def _alias(self, block_hash: int) -> int:
         key = next(self._alias_keys)
@@ -194,7 +230,7 @@ class BlockPool:
         if self._events is not None:
             self._events.append(BlockRemoved(block_hash=key if block_hash is None else block_hash))
 
-    def _stored(self, sequence: Sequence, start: int, end: int) -> BlockStored:
+    def _stored(self, sequence: Sequence, start: int, end: int, tier: Tier = Tier.GPU) -> BlockStored:
         size = self.block_tokens
         return BlockStored(
             block_hashes=tuple(sequence.hashes[start:end]),
@@ -203,4 +239,5 @@ class BlockPool:
             block_tokens=size,
             lora=sequence.lora,
             salt=None if start else sequence.salt,
+            tier=tier,
         )

@@ -10,8 +10,8 @@ sequence gets its next token, or the next chunk of its prompt; who finds no bloc
 which loses its blocks and is computed again later. Then waiting sequences are admitted in order, as long as budget, places and
 blocks for all their tokens are left; the first that does not fit stops the admission. Cached prefix blocks are shared, but at
 least the last token is computed. Blocks are shareable from the step on that computes them, so two sequences admitted together
-compute a common prefix once. A chunk takes what is left of the budget, so at most one running sequence is in mid-prompt, and it
-is the last one.
+compute a common prefix once. Blocks found in a tier beside the GPU are loaded before the step instead of computed. A chunk takes
+what is left of the budget, so at most one running sequence is in mid-prompt, and it is the last one.
 
 Not modelled: speculative decoding, sliding windows, asynchronous scheduling. One difference: where priorities differ, a
 preempted running sequence does not keep those behind it from running in the same step.
@@ -22,6 +22,7 @@ from random import Random
 
 from beaconry.engine_model.block_pool import BlockPool
 from beaconry.engine_model.calendar import DecodeCalendar
+from beaconry.engine_model.offload_tier import OffloadTier
 from beaconry.engine_model.sequence import Phase, Sequence
 from beaconry.engine_model.step_time import StepTime
 from beaconry.engine_model.values import EngineSettings, EngineStatistics, StepResult
@@ -38,14 +39,25 @@ class Engine:
     """
 
     def __init__(
-        self, settings: EngineSettings, step_time: StepTime, *, rng: Random | None = None, record_events: bool = False
+        self,
+        settings: EngineSettings,
+        step_time: StepTime,
+        *,
+        rng: Random | None = None,
+        record_events: bool = False,
+        tiers: Collection[OffloadTier] = (),
     ) -> None:
+        """`tiers` hold copies of its cached blocks beside the GPU, fastest first."""
         _validate(settings)
         self.settings = settings
         self.step_time = step_time
         self._rng = rng
         self._pool = BlockPool(
-            settings.num_blocks, settings.block_tokens, caching=settings.prefix_caching, record_events=record_events
+            settings.num_blocks,
+            settings.block_tokens,
+            caching=settings.prefix_caching,
+            record_events=record_events,
+            tiers=tuple(tiers),
         )
         self._sequences: dict[str, Sequence] = {}
         self._waiting = WaitingQueue()
@@ -53,16 +65,19 @@ class Engine:
         self._calendar = DecodeCalendar(settings.block_tokens)
         self._serials = 0
         self._admissions = 0
-        # The step in progress: its beginning, sequences and context at that time, prompt chunks, and factor on its duration.
+        # The step in progress: its beginning, sequences and context at that time, prompt chunks, time to load blocks, and factor on
+        # the rest of its duration.
         self._stepping = False
         self._began_s = 0.0
         self._load = (0, 0, 0, 0.0)
+        self._loading_s = 0.0
         self._slowness = 1.0
         self._planned_steps = 1
         self._chunks: list[tuple[Sequence, int]] = []
         self._preempted: list[Sequence] = []
         # Totals.
         self._prefix_queries = self._prefix_hits = self._preemptions = 0
+        self._tier_queries = self._loaded_tokens = 0
         self._prompt_tokens = self._computed_tokens = self._generation_tokens = 0
 
     # -- sequences
@@ -130,6 +145,7 @@ class Engine:
             return None
         self._preempted = []
         self._chunks = []
+        self._loading_s = 0.0
         budget = self.settings.max_num_batched_tokens - len(self._calendar)
         chunk = 0
         if self._partial is not None:
@@ -216,6 +232,8 @@ class Engine:
             steps=self._calendar.step,
             prefix_queries=self._prefix_queries,
             prefix_hits=self._prefix_hits,
+            tier_queries=self._tier_queries,
+            loaded_tokens=self._loaded_tokens,
             preemptions=self._preemptions,
             evictions=self._pool.evictions,
             prompt_tokens=self._prompt_tokens,
@@ -350,13 +368,19 @@ class Engine:
         places = self.settings.max_num_seqs - (len(self._sequences) - len(self._waiting))
         while budget > 0 and places > 0 and (sequence := self._waiting.first()) is not None:
             tokens = sequence.prompt_tokens + sequence.generated
-            keys = pool.match(sequence.hashes, (tokens - 1) // size)
+            limit = (tokens - 1) // size
+            keys = pool.match(sequence.hashes, limit)
             if -(-tokens // size) - pool.count_held(keys) > pool.free:
                 return
             self._waiting.pop()
             pool.share(keys)
             sequence.table = keys
-            sequence.computed = len(keys) * size
+            loaded, loading_s = pool.loadable(sequence.hashes, len(keys), limit)
+            pool.offload(sequence, len(keys))
+            self._loading_s += loading_s
+            self._tier_queries += tokens - len(keys) * size if pool.tiers else 0
+            self._loaded_tokens += loaded * size
+            sequence.computed = (len(keys) + loaded) * size
             sequence.phase = Phase.PREFILL
             sequence.admission = self._admissions
             self._admissions += 1
@@ -364,7 +388,7 @@ class Engine:
                 sequence.admitted_s = now_s
                 sequence.cached_tokens = sequence.computed
                 self._prefix_queries += tokens
-                self._prefix_hits += sequence.computed
+                self._prefix_hits += len(keys) * size
             chunk = min(tokens - sequence.computed, budget)
             if sequence.computed + chunk < tokens:
                 self._partial = sequence
@@ -401,7 +425,8 @@ class Engine:
         """Duration of this step and the plain ones after it: context grows evenly, so the mean stands for all of them."""
         sequences, context, tokens, attended = self._load
         mean_context = context + sequences * 0.5 * (steps - 1)
-        return self._slowness * steps * self.step_time.seconds(sequences, mean_context, tokens, attended)
+        computing_s = self._slowness * steps * self.step_time.seconds(sequences, mean_context, tokens, attended)
+        return self._loading_s + computing_s
 
     def _draw_slowness(self) -> float:
         noise = self.settings.step_noise

@@ -50,7 +50,11 @@ class EngineStatistics(Struct, frozen=True, kw_only=True):
     prefix_queries: int
     """Tokens looked up in the prefix cache, at first admissions."""
     prefix_hits: int
-    """Tokens found there."""
+    """Tokens found there, on the GPU."""
+    tier_queries: int
+    """Tokens not found there and looked up in the tiers beside the GPU, those again after a preemption included."""
+    loaded_tokens: int
+    """Tokens found in those tiers and loaded."""
     preemptions: int
     evictions: int
     """Cached blocks dropped."""

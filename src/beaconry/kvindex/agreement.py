@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from beaconry.values.block_hash import ALGORITHMS, DEFAULT_SEED, MASK64, BlockHasher, Extra
-from beaconry.values.kv_events import BlockStored, KvEvent
+from beaconry.values.kv_events import BlockStored, KvEvent, Tier
 
 BLOCKS: Final = 512
 """Hashed again at most: 5 ms with the slowest algorithm."""
@@ -104,9 +104,14 @@ def agreement(
 
 
 def _is_whole(event: BlockStored) -> bool:
-    """Its tokens are there, and all of them: see `dense`."""
+    """Its tokens are there, all of them (see `dense`), and what else entered the hash: vLLM leaves that out of other tiers' events."""
     size = event.block_tokens
-    return event.dense and size > 0 and 0 < len(event.token_ids) == len(event.block_hashes) * size
+    return (
+        event.dense
+        and event.tier is Tier.GPU
+        and size > 0
+        and 0 < len(event.token_ids) == len(event.block_hashes) * size
+    )
 
 
 def _verdicts(stored: list[BlockStored], settings: HashSettings, adapters: Mapping[str, str]) -> Iterable[bool | None]:

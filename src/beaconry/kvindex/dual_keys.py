@@ -5,8 +5,9 @@ before, so each block can be hashed once more, our way, and the engine's hash be
 mean nothing beyond the process that gave them. It costs the decoding of all token ids and a hash per block; so it is for those engines
 only that fail the self-test (`agreement.py`).
 
-A block whose parent is unknown (stored before we listened, or lost) cannot be hashed and is left out, and so is what follows it. When the
-table is full nothing new enters until blocks are removed. In both cases less is known than the engine has, and never more.
+A block whose parent is unknown (stored before we listened, or lost) cannot be hashed and is left out, and so is what follows it. So is
+a block met first in another tier than the GPU: vLLM's events do not tell there what entered its hash beside the tokens. When the table is
+full nothing new enters until blocks are removed. In both cases less is known than the engine has, and never more.
 
 Invariants, verified by `check()`: further copies are of known blocks, at least one each; at most `limit` blocks.
 """
@@ -19,7 +20,7 @@ from msgspec import Struct, structs
 from beaconry.kvindex.agreement import UNKNOWN, tags_of
 from beaconry.values.block_hash import MASK64, BlockHasher
 from beaconry.values.errors import InternalError
-from beaconry.values.kv_events import BlockRemoved, BlockStored, KvEvent
+from beaconry.values.kv_events import BlockRemoved, BlockStored, KvEvent, Tier
 
 
 class DualKeysStatistics(Struct, frozen=True, kw_only=True):
@@ -96,7 +97,8 @@ class DualKeys:
             else:
                 tags = tags_of(event, index, self._adapters)
                 begins = index == 0 and parent is None
-                if not whole or tags is UNKNOWN or (last is None and not begins):
+                told = whole and tags is not UNKNOWN and event.tier is Tier.GPU
+                if not told or (last is None and not begins):
                     self._counts["orphans"] += len(event.block_hashes) - index
                     break
                 if len(self._ours) >= self._limit:

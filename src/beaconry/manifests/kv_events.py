@@ -62,6 +62,19 @@ def event_flags(engine: SimEngine | VllmEngine, topic: str, ports: EventPorts) -
     return ("--kv-events-config", msgspec.json.encode(config).decode())
 
 
+def offloading_flags(engine: SimEngine | VllmEngine, gib: float) -> tuple[str, ...]:
+    """The flags that make an engine keep copies of blocks in its host's memory, and tell of them as fully as of those on the GPU."""
+    size = ("--kv-offloading-size", f"{gib:g}")
+    if isinstance(engine, SimEngine):
+        return size
+    config = {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"self_describing_kv_events": True},
+    }
+    return (*size, "--kv-transfer-config", msgspec.json.encode(config).decode())
+
+
 def kv_blocks(engine: SimEngine | VllmEngine, args: Sequence[str], environment: Mapping[str, str]) -> KvBlocks:
     """How an engine started with these arguments names its blocks. OperatorError if each start would name them differently."""
     simulated = isinstance(engine, SimEngine)

@@ -78,6 +78,8 @@ class SimEngine(Section, frozen=True, tag_field="type", tag="sim"):
     """KV blocks; absent is what the preset's memory holds."""
     kv_events: bool = True
     """As for vLLM."""
+    kv_offloading_gib: Positive | None = None
+    """Host memory of each engine for copies of cached blocks; absent is none."""
     args: tuple[str, ...] = ()
     """Further flags of `beaconry engine`; the last one wins."""
     env: dict[str, str] = field(default_factory=dict)
@@ -94,6 +96,8 @@ class VllmEngine(Section, frozen=True, tag_field="type", tag="vllm"):
     `[/opt/vllm/bin/python, -m, vllm.entrypoints.openai.api_server]`."""
     kv_events: bool = True
     """Engines tell the gateway what their prefix caches hold; without it the gateway guesses from what it sent them."""
+    kv_offloading_gib: Positive | None = None
+    """Host memory of each engine for copies of cached blocks (vLLM's own offloading connector); absent is none."""
     args: tuple[str, ...] = ()
     """vLLM's own flags; the last one wins."""
     env: dict[str, str] = field(default_factory=dict)
@@ -171,7 +175,7 @@ class Spec(Section, frozen=True):
     NOT_YET: ClassVar[Mapping[str, str]] = {
         "slo": "no policy reads targets yet; remove it",
         "kvTransfer": "every request runs on one engine; remove it, or pass --kv-transfer-config in engine.args",
-        "kvCacheOffloading": "pass the engine's own flags in engine.args",
+        "kvCacheOffloading": "set engine.kvOffloadingGib instead",
         "rollout": "stop and start `up` to change engines; remove it",
     }
 

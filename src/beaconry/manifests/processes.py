@@ -9,7 +9,15 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from beaconry.config.gateway import GatewayConfig, Listen
-from beaconry.manifests.kv_events import HOST, REFUSED_FLAGS, EventPorts, event_flags, kv_blocks, tells
+from beaconry.manifests.kv_events import (
+    HOST,
+    REFUSED_FLAGS,
+    EventPorts,
+    event_flags,
+    kv_blocks,
+    offloading_flags,
+    tells,
+)
 from beaconry.manifests.model_service import ModelService, Pool, SimEngine, Spec, VllmEngine
 from beaconry.values.endpoint import Endpoint, EngineType
 from beaconry.values.errors import OperatorError
@@ -139,6 +147,8 @@ def _argv(spec: Spec, pool: Pool, endpoint: Endpoint, events: EventPorts | None,
         argv.append(
             "--enable-prompt-tokens-details"
         )  # the router learns from usage.prompt_tokens_details.cached_tokens
+    if engine.kv_offloading_gib is not None:
+        argv += offloading_flags(engine, engine.kv_offloading_gib)
     if events is not None:
         argv += event_flags(engine, f"kv@{endpoint.name}@{endpoint.model}", events)
     return (*argv, *args)

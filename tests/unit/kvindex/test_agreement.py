@@ -9,7 +9,7 @@ import pytest
 
 from beaconry.kvindex.agreement import HashSettings, agreement
 from beaconry.values.block_hash import DEFAULT_SEED, MASK64, BlockHasher
-from beaconry.values.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
+from beaconry.values.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, Tier
 from beaconry.wire.kv_events import decode, parse_frames
 
 RECORDED = Path(__file__).parents[2] / "fixtures" / "kv_events"
@@ -117,6 +117,14 @@ def test_events_without_tokens_or_of_sliding_windows_say_nothing():
         BlockStored(block_hashes=hashes[:1], parent_hash=None, token_ids=tokens, block_tokens=4),
     ]
     assert agreement(events, DEFAULT).block_tokens is None
+
+
+def test_copies_in_other_tiers_say_nothing_since_their_events_leave_out_salts_and_images():
+    salted = BlockHasher(4, "sha256").hashes(array("I", range(4)), salt="s")
+    event = BlockStored(
+        block_hashes=tuple(salted), parent_hash=None, token_ids=tuple(range(4)), block_tokens=4, tier=Tier.CPU
+    )
+    assert agreement([event], DEFAULT).block_tokens is None
 
 
 def test_images_salts_and_embeddings_are_tagged_again_before_they_are_hashed():

@@ -126,3 +126,11 @@ def test_any_order_of_events_gives_what_an_engine_with_our_hashes_would(seed):
         dual.check()
         for prompt in prompts:
             assert translated.match(keys(prompt)) == direct.match(keys(prompt))
+
+
+def test_a_block_met_first_beside_the_gpu_is_left_out_since_its_salt_is_not_told():
+    dual, prompt = DualKeys(OURS), tokens(8)
+    copied = stored(prompt, tier=Tier.CPU)
+    assert dual.translate([copied]) == ()
+    dual.translate([stored(prompt)])
+    assert [event.tier for event in dual.translate([copied])] == [Tier.CPU]

@@ -40,7 +40,9 @@ def test_a_strange_engine_whose_prompts_all_begin_alike_is_found_out_after_few_e
     events = [BlockStored(block_hashes=(first,), parent_hash=None, token_ids=(7, 7), block_tokens=2)]
     for number in range(KEPT_EVENTS):
         second = stranger.hashes(array("I", [7, 7, number, number]))[1]
-        events.append(BlockStored(block_hashes=(second,), parent_hash=first, token_ids=(number, number), block_tokens=2))
+        events.append(
+            BlockStored(block_hashes=(second,), parent_hash=first, token_ids=(number, number), block_tokens=2)
+        )
     test = SelfTest(SETTINGS)
     heard = next(count for count, event in enumerate(events, 1) if test.hear([event]) is not None)
     assert heard == ENOUGH_BLOCKS

@@ -95,6 +95,19 @@ def test_a_vllm_engine_publishes_its_events_on_the_loopback_only():
     assert process.endpoint.kv_blocks == KvBlocks(block_tokens=128, algorithm="sha256", seed="0")
 
 
+def test_host_memory_for_blocks_is_given_and_its_events_are_told_in_full():
+    (simulated,) = plan("  engine: {type: sim, kvOffloadingGib: 1.5}\n")
+    assert simulated.argv[simulated.argv.index("--kv-offloading-size") :][:2] == ("--kv-offloading-size", "1.5")
+    (real,) = plan("  engine: {type: vllm, kvOffloadingGib: 64}\n")
+    at = real.argv.index("--kv-offloading-size")
+    assert real.argv[at : at + 3] == ("--kv-offloading-size", "64", "--kv-transfer-config")
+    assert json.loads(real.argv[at + 3]) == {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"self_describing_kv_events": True},
+    }
+
+
 @pytest.mark.parametrize(
     ("engine", "blocks"),
     [

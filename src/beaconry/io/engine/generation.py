@@ -12,6 +12,7 @@ from typing import Final
 from msgspec import Struct
 
 from beaconry.engine_model.engine import Engine
+from beaconry.engine_model.offload_tier import OffloadTier
 from beaconry.engine_model.replies import Reply, make_reply
 from beaconry.engine_model.sequence import Phase, Sequence
 from beaconry.engine_model.step_time import StepTime
@@ -43,6 +44,14 @@ class KvEventsOptions(Struct, frozen=True, kw_only=True):
     """Batches remembered; as many as vLLM remembers by default."""
 
 
+class OffloadOptions(Struct, frozen=True, kw_only=True):
+    """The engine keeps copies of cached blocks in its host's memory."""
+
+    blocks: int
+    load_s: float
+    """Model seconds to load one block from there."""
+
+
 class EngineOptions(Struct, frozen=True, kw_only=True):
     """One simulated engine, and what it says of itself."""
 
@@ -62,6 +71,8 @@ class EngineOptions(Struct, frozen=True, kw_only=True):
     """Waiting sequences; beyond it new requests get 503. vLLM has no bound by default."""
     kv_events: KvEventsOptions | None = None
     """None: it publishes none."""
+    offload: OffloadOptions | None = None
+    """None: what the GPU evicts is gone."""
 
 
 class Generation:
@@ -86,7 +97,11 @@ class Generation:
         self.options = options
         self._publish = publish
         self.engine = Engine(
-            options.settings, options.step_time, rng=Random(options.seed), record_events=publish is not None
+            options.settings,
+            options.step_time,
+            rng=Random(options.seed),
+            record_events=publish is not None,
+            tiers=() if options.offload is None else (OffloadTier(options.offload.blocks, options.offload.load_s),),
         )
         self.steps = EngineLoop(self.engine, self._stepped, speed=options.speed, loop=loop)
         self.observations = Observations(options.max_model_len, options.speed)

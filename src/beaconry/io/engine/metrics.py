@@ -71,7 +71,7 @@ def _gauges(model: str, statistics: EngineStatistics) -> Iterator[Metric]:
 
 
 def _counters(model: str, statistics: EngineStatistics, observations: Observations) -> Iterator[Metric]:
-    hits = statistics.prefix_hits
+    hits, loaded = statistics.prefix_hits, statistics.loaded_tokens
     plain = (
         (
             "prefix_cache_queries",
@@ -79,17 +79,27 @@ def _counters(model: str, statistics: EngineStatistics, observations: Observatio
             statistics.prefix_queries,
         ),
         ("prefix_cache_hits", "Prefix cache hits, in terms of number of cached tokens.", hits),
+        (
+            "external_prefix_cache_queries",
+            "External prefix cache queries, in terms of number of queried tokens.",
+            statistics.tier_queries,
+        ),
+        (
+            "external_prefix_cache_hits",
+            "External prefix cache hits, in terms of number of cached tokens.",
+            loaded,
+        ),
         ("num_preemptions", "Cumulative number of preemption from the engine.", statistics.preemptions),
         ("prompt_tokens", "Number of prefill tokens processed.", statistics.prompt_tokens),
-        ("prompt_tokens_cached", "Number of cached prompt tokens (local + external).", hits),
+        ("prompt_tokens_cached", "Number of cached prompt tokens (local + external).", hits + loaded),
         ("generation_tokens", "Number of generation tokens processed.", statistics.generation_tokens),
     )
     for name, text, value in plain:
         family = CounterMetricFamily(f"vllm:{name}", text, labels=["engine", "model_name"])
         family.add_metric(["0", model], value)
         yield family
-    computed = max(0, statistics.prefix_queries - hits)
-    sources = {"local_compute": computed, "local_cache_hit": hits, "external_kv_transfer": 0}
+    computed = max(0, statistics.prefix_queries - hits - loaded)
+    sources = {"local_compute": computed, "local_cache_hit": hits, "external_kv_transfer": loaded}
     by_source = CounterMetricFamily(
         "vllm:prompt_tokens_by_source", "Number of prompt tokens by source.", labels=["engine", "model_name", "source"]
     )
