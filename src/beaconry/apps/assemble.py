@@ -23,6 +23,7 @@ from beaconry.io.zmq_events import KvFeeds
 from beaconry.kvindex.approximate import ApproximateIndex
 from beaconry.kvindex.exact import ExactIndex
 from beaconry.latency.rates import RateBook
+from beaconry.latency.tier_loads import TierLoads
 from beaconry.plugins.registry import Registry
 from beaconry.router.caches import Caches
 from beaconry.router.effects import Ended
@@ -43,7 +44,11 @@ def make_router(config: GatewayConfig) -> Router:
     rates = RateBook()
     return Router(
         scheduler=make_scheduler(config.profile or config.policy, rates, Registry.installed()),
-        caches=Caches(ApproximateIndex(config.index_bytes), ExactIndex(config.exact_index_bytes)),
+        caches=Caches(
+            ApproximateIndex(config.index_bytes),
+            ExactIndex(config.exact_index_bytes),
+            TierLoads(rates, config.offloading),
+        ),
         rates=rates,
         rng=Random(config.seed),
         deadlines=config.deadlines,

@@ -117,6 +117,19 @@ class Tokens(Section, frozen=True):
     """Per model, for tokens and again for keys of earlier turns."""
 
 
+class Offloading(Section, frozen=True):
+    """Sizes and bandwidths of KV offloading. All of it is only where learning begins: observed first tokens correct it."""
+
+    kv_bytes_per_token: Annotated[float, ABOVE_0] | None = None
+    """Over all layers, for example 131,072 for Llama-3.1-8B in BF16. Absent: loading is taken for a share of the time of computing."""
+    cpu_bytes_per_s: Annotated[float, ABOVE_0] = 25e9
+    """From the host's memory to all accelerators of an engine together: a PCIe 4.0 link has 32 GB/s, of which copies reach 25."""
+    storage_bytes_per_s: Annotated[float, ABOVE_0] = 3e9
+    """From an engine's own disk: one NVMe drive reads 3 to 7 GB/s."""
+    shared_bytes_per_s: Annotated[float, ABOVE_0] = 3e9
+    """From a store that all engines share: a 25 Gbit/s link."""
+
+
 class Access(Section, frozen=True):
     """Logs and debug output."""
 
@@ -171,6 +184,7 @@ class GatewayConfig(Section, frozen=True):
     health: Health = Health()
     scrape: Scrape = Scrape()
     tokens: Tokens = Tokens()
+    offloading: Offloading = Offloading()
     access: Access = Access()
     policy: str = "expected-cost"
     """A policy's name: `beaconry policies` lists them."""

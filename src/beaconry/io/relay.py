@@ -232,6 +232,7 @@ def debug_headers(placement: StartLeg, first_byte_s: float) -> list[tuple[bytes,
         (b"x-beaconry-policy", decision.policy.encode()),
         (b"x-beaconry-view", b"exact" if decision.chosen.candidate.exact else b"approximate"),
         (b"x-beaconry-matched-tokens", b"%d" % decision.chosen.candidate.matched_tokens),
+        (b"x-beaconry-loaded-tokens", b"%d" % sum(tokens for _, tokens in decision.chosen.candidate.loads)),
         (b"x-beaconry-first-byte-ms", b"%.1f" % (1e3 * first_byte_s)),
     ]
     prediction = decision.chosen.prediction

@@ -163,7 +163,7 @@ class RateBook:
         if request.output_tokens is not None and request.output_tokens < output:
             output = request.output_tokens
         return Prediction(
-            ttft_s=wait_s + factor * (known.prefill.base + uncached * token_s),
+            ttft_s=wait_s + candidate.load_s + factor * (known.prefill.base + uncached * token_s),
             wait_s=wait_s,
             itl_s=itl_s,
             decode_s=itl_s * output,

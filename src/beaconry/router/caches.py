@@ -3,6 +3,9 @@
 Both views live side by side all the time, so an endpoint whose events stop falls back from one request to the next, and never to nothing.
 A prompt that is being prefilled for another request at this moment counts as there in either view: events tell of blocks only once they
 are computed.
+
+Tokens beside the GPU count as matched, since they need not be computed, and their loading is a price in seconds that comes with them. What
+a shared store holds is every endpoint's alike: it makes nobody more attractive than the seconds that an endpoint's own copy saves.
 """
 
 from collections.abc import Mapping
@@ -11,39 +14,44 @@ from msgspec import Struct
 
 from beaconry.kvindex.approximate import NO_MATCH, ApproximateIndex, Match
 from beaconry.kvindex.exact import ExactIndex, Held
+from beaconry.latency.rates import RateBook
+from beaconry.latency.tier_loads import TierLoads
+from beaconry.values.candidate import TierTokens
 from beaconry.values.endpoint import Endpoint
-from beaconry.values.kv_events import SourceState
+from beaconry.values.kv_events import SourceState, Tier
 from beaconry.values.request import Request
-
-CPU_WORTH = 0.75
-STORAGE_WORTH = 0.25
-"""What a cached token saves that has to be loaded first, of one in the GPU's own memory: NVIDIA Dynamo's defaults."""
 
 
 class View(Struct, frozen=True, gc=False):
     """One endpoint's cache, seen from one request; in prompt tokens."""
 
     matched_tokens: int
+    """Wherever they are: all of these need not be computed."""
     known_tokens: int
     displaced_tokens: float
     sharers: int
     exact: bool
+    loads: tuple[TierTokens, ...] = ()
+    """Those of the matched tokens that have to be loaded first."""
+    load_s: float = 0.0
 
 
 _NOTHING = View(matched_tokens=0, known_tokens=0, displaced_tokens=0.0, sharers=0, exact=False)
 """Of a prompt shorter than a block."""
+_NONE_HELD = Held(0)
 
 
 class Finding:
     """Both indexes' answers for one request: ask it for each endpoint."""
 
-    __slots__ = ("_approximate", "_caches", "_exact", "_request")
+    __slots__ = ("_approximate", "_caches", "_exact", "_request", "_shared")
 
     def __init__(self, caches: "Caches", request: Request) -> None:
         self._caches = caches
         self._request = request
         self._approximate: Mapping[str, Match] = caches.approximate.match(request.prefix) if request.prefix else {}
         self._exact: Mapping[str, Held] = caches.exact.match(request.keys) if request.keys else {}
+        self._shared = caches.exact.shared(request.keys) if request.keys else 0
 
     def view(self, endpoint: Endpoint) -> View:
         """What `endpoint` holds of the prompt."""
@@ -54,10 +62,16 @@ class Finding:
         most = max(request.prompt_tokens - 1, 0)  # an engine always computes the last token
         matched = min(int(match.blocks * request.block_tokens), most)
         exact = bool(request.keys) and self._caches.is_exact(name, request.key_tokens)
+        held = self._exact.get(name) if exact else None
         if exact:
-            held = self._exact.get(name)
-            known = 0 if held is None else _worth(held) * request.key_tokens
-            matched = min(max(int(known), matched if match.sharers else 0), most)
+            on_gpu = 0 if held is None else held.gpu * request.key_tokens
+            matched = min(max(on_gpu, matched if match.sharers else 0), most)
+        loads: tuple[TierTokens, ...] = ()
+        load_s = 0.0
+        if self._shared or (held is not None and held.blocks > held.gpu):
+            loads = self._loads(held or _NONE_HELD, matched, most)
+            load_s = self._caches.loads.load_s(endpoint, loads)
+            matched += sum(tokens for _, tokens in loads)
         new_blocks = len(request.prefix) - match.known
         displaced = self._caches.approximate.displaced(name, new_blocks) if new_blocks else 0.0
         return View(
@@ -66,15 +80,35 @@ class Finding:
             displaced_tokens=displaced * request.block_tokens,
             sharers=match.sharers,
             exact=exact,
+            loads=loads,
+            load_s=load_s,
         )
+
+    def _loads(self, held: Held, matched: int, most: int) -> tuple[TierTokens, ...]:
+        """What follows the `matched` tokens on the GPU in slower tiers, up to `most` tokens in all. The shared one is everybody's."""
+        size = self._request.key_tokens
+        ends = (
+            (Tier.CPU, held.gpu + held.cpu),
+            (Tier.STORAGE, held.blocks),
+            (Tier.SHARED, self._shared),
+        )
+        loads: list[TierTokens] = []
+        for tier, blocks in ends:
+            end = min(blocks * size, most)
+            if end > matched:
+                loads.append((tier, end - matched))
+                matched = end
+        return tuple(loads)
 
 
 class Caches:
     """Both indexes, and which endpoints' events can be trusted at present."""
 
-    def __init__(self, approximate: ApproximateIndex, exact: ExactIndex) -> None:
+    def __init__(self, approximate: ApproximateIndex, exact: ExactIndex, loads: TierLoads | None = None) -> None:
+        """`loads`: what loading costs; None supposes it, for engines nothing is known of."""
         self.approximate = approximate
         self.exact = exact
+        self.loads = TierLoads(RateBook()) if loads is None else loads
         self._states: dict[str, dict[int, SourceState]] = {}
         """By endpoint and data-parallel rank; only those that have events at all."""
 
@@ -106,8 +140,3 @@ class Caches:
         self.approximate.forget(name)
         self.exact.clear(name)
         self._states.pop(name, None)
-
-
-def _worth(held: Held) -> float:
-    """Blocks held, those in slower tiers discounted."""
-    return held.gpu + CPU_WORTH * held.cpu + STORAGE_WORTH * held.storage

@@ -33,7 +33,7 @@ class Learning:
         assert leg.first_byte_s is not None
         self._rates.observe_first_token(
             member.endpoint,
-            ttft_s=leg.first_byte_s - leg.dispatched_s,
+            ttft_s=max(leg.first_byte_s - leg.dispatched_s - candidate.load_s, 0.0),
             tokens=candidate.prefill_tokens + leg.uncached_tokens,
             in_flight=candidate.in_flight,
             decoding=leg.batch_at_first,
@@ -61,9 +61,19 @@ class Learning:
                     usage.cached_tokens * request.prompt_tokens / (request.block_tokens * usage.prompt_tokens)
                 )
             if request.stream:  # the first byte of a whole answer is its last: it tells neither TTFT nor ITL
-                self._rates.observe_end(member.endpoint, _times(leg, usage, batch_at_end, now_s))
+                times = _times(leg, usage, batch_at_end, now_s)
+                self._rates.observe_end(member.endpoint, times)
+                self._learn_load(leg, usage, times.tokens_ahead + times.uncached_tokens)
         if leg.placement is not None:
             self._index.confirmed(leg.placement, cached_blocks)
+
+    def _learn_load(self, leg: Leg, usage: Usage, prefill_tokens: int) -> None:
+        """Learn how long loading takes from a leg that really found what was to be loaded."""
+        candidate = leg.candidate
+        if candidate.loads and (usage.cached_tokens or 0) >= candidate.matched_tokens:
+            assert leg.first_byte_s is not None
+            ttft_s = leg.first_byte_s - leg.dispatched_s
+            self._caches.loads.observe(leg.member.endpoint, candidate.loads, ttft_s, prefill_tokens)
 
     def cut_short(self, leg: Leg) -> None:
         """A leg failed or was cancelled: its prompt is there only if it got as far as a first byte."""
@@ -89,7 +99,7 @@ def _times(leg: Leg, usage: Usage, batch_at_end: int, now_s: float) -> LegTimes:
     assert leg.first_byte_s is not None
     return LegTimes(
         now_s=now_s,
-        ttft_s=leg.first_byte_s - leg.dispatched_s,
+        ttft_s=max(leg.first_byte_s - leg.dispatched_s - candidate.load_s, 0.0),
         decode_s=now_s - leg.first_byte_s,
         uncached_tokens=leg.uncached_tokens if cached is None else usage.prompt_tokens - cached,
         tokens_ahead=candidate.prefill_tokens,

@@ -150,6 +150,8 @@ class Member:
             decoding=len(self.decoding),
             context_tokens=self.context_tokens,
             matched_tokens=view.matched_tokens,
+            loads=view.loads,
+            load_s=view.load_s,
             known_tokens=view.known_tokens,
             displaced_tokens=view.displaced_tokens,
             sharers=view.sharers,

@@ -3,6 +3,10 @@
 from msgspec import Struct
 
 from beaconry.values.endpoint import Endpoint, LoadSample
+from beaconry.values.kv_events import Tier
+
+TierTokens = tuple[Tier, int]
+"""Tokens, and the tier they are in."""
 
 
 class Candidate(Struct, frozen=True, kw_only=True):
@@ -23,6 +27,10 @@ class Candidate(Struct, frozen=True, kw_only=True):
     """Prompt tokens of all requests in flight: what their KV takes."""
     matched_tokens: int = 0
     """Prompt tokens of this request believed to be cached here, prefixes still being prefilled included."""
+    loads: tuple[TierTokens, ...] = ()
+    """Those of the matched tokens that lie beside the GPU and have to be loaded first."""
+    load_s: float = 0.0
+    """How long that takes."""
     displaced_tokens: float = 0.0
     """Expected tokens to be computed again later because this request's new blocks evict others here."""
     known_tokens: int = 0
