@@ -14,6 +14,7 @@ VERBS = {
     "bench": "put load on an OpenAI-compatible address and report what came back",
     "doctor": "examine every engine, and say what to do about what is wrong",
     "policies": "list the scheduling policies",
+    "presets": "list whose speed simulated engines can have, and how far it can be trusted",
 }
 
 

@@ -30,3 +30,16 @@ def test_an_operators_error_is_one_sentence_and_status_2(tmp_path: object, capsy
     assert "polcy" in said
     assert '"policy"' in said
     assert "Traceback" not in said
+
+
+def test_presets_are_listed_with_how_far_they_can_be_trusted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["presets"]) == 0
+    said = capsys.readouterr().out
+    assert "llama-3.1-70b-fp8/h100x2" in said
+    assert "InferenceMAX" in said
+    assert main(["presets", "llama-3.1-8b/l40s"]) == 0
+    assert "guessed" in capsys.readouterr().out
+    assert main(["presets", "llama-3.1-8b/h101"]) == 2

@@ -2,12 +2,12 @@
 
 Any model here goes with any hardware here and any degree of tensor parallelism; what is known of the result is its provenance:
 
-    measured   a public vLLM measurement of this very combination went into the fit of the overheads and efficiencies
-    fitted     model or hardware was measured in another combination
+    measured   its roofline is corrected by factors fitted to public measurements of this very combination (`calibrated.py`)
+    fitted     both model and hardware were measured, in other combinations
     guessed    data sheet and efficiencies of its kin
 
-The data sheets' figures are exact; efficiencies and overheads are one set for all, fitted to the public measurements that
-`tests/unit/engine_model/test_presets.py` lists with the errors left (time per output token: median 5 %, mean 15 %).
+The data sheets' figures are exact; efficiencies and overheads are one set for all. `python -m benchmarks.calibration` shows how far
+both are from the measurements.
 """
 
 import re
@@ -16,6 +16,7 @@ from typing import Final
 
 from msgspec import Struct, structs
 
+from beaconry.engine_model.calibrated import CALIBRATED, Calibration
 from beaconry.engine_model.roofline import Hardware, Model, Overheads, Roofline, roofline
 from beaconry.engine_model.values import EngineSettings
 from beaconry.values.errors import OperatorError
@@ -32,7 +33,7 @@ class Provenance(StrEnum):
 HARDWARE: Final = (
     Hardware(
         name="a100",
-        memory_bytes=80e9,
+        memory_bytes=85.9e9,
         bandwidth_bps=2.04e12,
         flops=312e12,
         flops_8bit=312e12,
@@ -41,7 +42,7 @@ HARDWARE: Final = (
     ),
     Hardware(
         name="h100",
-        memory_bytes=80e9,
+        memory_bytes=85.5e9,
         bandwidth_bps=3.35e12,
         flops=989e12,
         flops_8bit=1979e12,
@@ -50,7 +51,7 @@ HARDWARE: Final = (
     ),
     Hardware(
         name="h200",
-        memory_bytes=141e9,
+        memory_bytes=150.8e9,
         bandwidth_bps=4.8e12,
         flops=989e12,
         flops_8bit=1979e12,
@@ -59,7 +60,7 @@ HARDWARE: Final = (
     ),
     Hardware(
         name="b200",
-        memory_bytes=180e9,
+        memory_bytes=192.3e9,
         bandwidth_bps=8.0e12,
         flops=2250e12,
         flops_8bit=4500e12,
@@ -68,7 +69,7 @@ HARDWARE: Final = (
     ),
     Hardware(
         name="l40s",
-        memory_bytes=48e9,
+        memory_bytes=48.3e9,
         bandwidth_bps=0.864e12,
         flops=362e12,
         flops_8bit=733e12,
@@ -77,7 +78,7 @@ HARDWARE: Final = (
     ),
     Hardware(
         name="mi300x",
-        memory_bytes=192e9,
+        memory_bytes=206e9,
         bandwidth_bps=5.3e12,
         flops=1307e12,
         flops_8bit=2615e12,
@@ -147,15 +148,6 @@ MODELS: Final = (
 FP8_SUFFIX: Final = "-fp8"
 """Appended to a model's name: one byte per parameter."""
 
-MEASURED: Final = frozenset(
-    {
-        "llama-3.1-70b-fp8/h100x2", "llama-3.1-70b-fp8/h100x4", "llama-3.1-70b-fp8/h100x8", "llama-3.1-70b-fp8/h200",
-        "llama-3.1-70b-fp8/h200x2", "llama-3.1-70b-fp8/h200x8", "qwen3-32b/h100x2", "qwen3-32b/h100x4", "qwen3-32b/h100x8",
-        "llama-3.1-8b-fp8/h200", "llama-3.1-8b/h100", "llama-3.1-8b/a100", "qwen3-14b/a100", "gpt-oss-120b/h200",
-        "gpt-oss-120b/h100x8",
-    }
-)  # fmt: skip
-
 MEMORY_SHARE: Final = 0.92
 """Share of the accelerator's memory the engine takes; vLLM's default of `gpu-memory-utilization`."""
 WORKSPACE_BYTES: Final = 4e9
@@ -171,22 +163,27 @@ class Variant(Struct, frozen=True, kw_only=True):
     tensor_parallel: int
     overheads: Overheads
     provenance: Provenance
+    calibration: Calibration | None = None
+    """What measurements of it say; None if there are none."""
 
-    @property
-    def kv_tokens(self) -> int:
-        """Tokens of KV memory left beside the weights."""
-        share = MEMORY_SHARE * self.hardware.memory_bytes - WORKSPACE_BYTES
+    def kv_tokens(self, memory_share: float = MEMORY_SHARE) -> int:
+        """Return the tokens of KV memory left beside the weights."""
+        share = memory_share * self.hardware.memory_bytes - WORKSPACE_BYTES
         return int(
             (share * self.tensor_parallel - self.model.params * self.model.weight_bytes) / self.model.kv_bytes_per_token
         )
 
-    def step_time(self) -> Roofline:
-        """Return how long its steps take."""
+    def prior(self) -> Roofline:
+        """Return how long its steps take by first principles alone."""
         return roofline(self.model, self.hardware, self.tensor_parallel, self.overheads)
 
-    def settings(self, block_tokens: int = 16) -> EngineSettings:
+    def step_time(self) -> Roofline:
+        """Return how long its steps take, by what is known best."""
+        return self.prior() if self.calibration is None else self.prior().corrected(self.calibration.corrections)
+
+    def settings(self, block_tokens: int = 16, memory_share: float = MEMORY_SHARE) -> EngineSettings:
         """Return vLLM's default settings with all of its KV memory."""
-        return EngineSettings(num_blocks=self.kv_tokens // block_tokens, block_tokens=block_tokens)
+        return EngineSettings(num_blocks=self.kv_tokens(memory_share) // block_tokens, block_tokens=block_tokens)
 
 
 def variant(name: str) -> Variant:
@@ -211,17 +208,18 @@ def variant(name: str) -> Variant:
         tensor_parallel=int(match["parallel"] or 1),
         overheads=Overheads(),
         provenance=_provenance(name),
+        calibration=CALIBRATED.get(name),
     )
-    if found.tensor_parallel < 1 or found.kv_tokens < 1:
+    if found.tensor_parallel < 1 or found.kv_tokens() < 1:
         raise OperatorError(f"{name}: the weights leave no memory for KV: use more or larger accelerators")
     return found
 
 
 def _provenance(name: str) -> Provenance:
-    if name in MEASURED:
+    if name in CALIBRATED:
         return Provenance.MEASURED
     model, hardware = name.split("/")
     bare = model.removesuffix(FP8_SUFFIX)
-    known_model = any(other.startswith(bare) for other in MEASURED)
-    known_hardware = any(other.split("/")[1].split("x")[0] == hardware.split("x")[0] for other in MEASURED)
+    known_model = any(other.startswith(bare) for other in CALIBRATED)
+    known_hardware = any(other.split("/")[1].split("x")[0] == hardware.split("x")[0] for other in CALIBRATED)
     return Provenance.FITTED if known_model and known_hardware else Provenance.GUESSED

@@ -83,6 +83,23 @@ class Overheads(Struct, frozen=True, kw_only=True):
     """Per decoding sequence and step, on the host."""
 
 
+class Corrections(Struct, frozen=True, kw_only=True):
+    """Factors on the terms of a roofline, from measurements of a variant; 1 is what first principles say."""
+
+    overhead: float = 1.0
+    """Time per step: host, layers, latency of all-reduces."""
+    prompt: float = 1.0
+    """Time per step with prompt tokens."""
+    sequences: float = 1.0
+    """Time per decoding sequence."""
+    weights: float = 1.0
+    """Reading weights."""
+    compute: float = 1.0
+    """Matrix products, prompt attention, and the all-reduces' share per token."""
+    kv: float = 1.0
+    """Reading KV."""
+
+
 class Roofline(Struct, frozen=True, kw_only=True):
     """A `StepTime` for a model on `tensor_parallel` pieces of hardware: coefficients in seconds, made by `roofline`."""
 
@@ -121,6 +138,36 @@ class Roofline(Struct, frozen=True, kw_only=True):
             + self.per_context_token_s * context
             + self.per_attended_s * attended
             + self.per_token_link_s * tokens
+        )
+
+    def features(self, sequences: int, context: float, prefill: int, attended: float) -> tuple[float, ...]:
+        """Return the seconds of each term of `Corrections`, in its order. Of reading weights and computing only the longer one counts."""
+        tokens = sequences + prefill
+        read_s = self.dense_read_s + self.expert_read_s * (1.0 - self.expert_miss**tokens)
+        compute_s = self.per_token_s * tokens
+        reading = read_s > compute_s
+        return (
+            self.fixed_s,
+            self.prompt_s if prefill else 0.0,
+            self.per_seq_s * sequences,
+            read_s if reading else 0.0,
+            (0.0 if reading else compute_s) + self.per_attended_s * attended + self.per_token_link_s * tokens,
+            self.per_context_token_s * context,
+        )
+
+    def corrected(self, by: Corrections) -> "Roofline":
+        """Return the step time with each term multiplied."""
+        return Roofline(
+            fixed_s=self.fixed_s * by.overhead,
+            prompt_s=self.prompt_s * by.prompt,
+            per_seq_s=self.per_seq_s * by.sequences,
+            dense_read_s=self.dense_read_s * by.weights,
+            expert_read_s=self.expert_read_s * by.weights,
+            expert_miss=self.expert_miss,
+            per_token_s=self.per_token_s * by.compute,
+            per_context_token_s=self.per_context_token_s * by.kv,
+            per_attended_s=self.per_attended_s * by.compute,
+            per_token_link_s=self.per_token_link_s * by.compute,
         )
 
 

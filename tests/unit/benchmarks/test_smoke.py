@@ -54,3 +54,12 @@ def test_conversation_serves_every_request_under_each_policy(tmp_path: Path):
     assert "expected-cost" in printed
     assert [row["failed"] for row in rows] == [0, 0]
     assert rows[0]["hit_rate"] > rows[1]["hit_rate"]
+
+
+def test_calibration_compares_prior_calibrated_and_left_out(tmp_path: Path):
+    printed, figures = smoke("calibration", tmp_path)
+    assert "Where requests wait for KV memory" in printed
+    totals = figures["totals"]
+    assert totals["points"] >= 12
+    assert totals["itl_calibrated"] < totals["itl_left_out"] < totals["itl_prior"]
+    assert totals["ttft_calibrated"] < totals["ttft_prior"]
