@@ -1,12 +1,14 @@
 """An engine that costs next to nothing: it answers at once with fixed bytes, or streams chunks as fast as asked.
 
-    python -m benchmarks.instant_engine
+    python -m benchmarks.instant_engine [PORT ...]
 
+It serves on all ports given, or on a free one.
 `max_tokens` of the body is the number of chunks; the header `x-pause-ms` the time between them, 0 for none.
 """
 
 import asyncio
 import re
+import sys
 from typing import cast
 
 import uvloop
@@ -95,8 +97,9 @@ class Connection(asyncio.Protocol):
 
 async def main() -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(loop), "127.0.0.1", 0, backlog=1024)
-    print(f"ready http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    ports = [int(port) for port in sys.argv[1:]] or [0]
+    servers = [await loop.create_server(lambda: Connection(loop), "127.0.0.1", port, backlog=1024) for port in ports]
+    print(f"ready http://127.0.0.1:{servers[0].sockets[0].getsockname()[1]}", flush=True)
     await asyncio.Event().wait()
 
 

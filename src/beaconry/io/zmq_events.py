@@ -6,8 +6,9 @@ is decided by `kvindex/stream.py`; this file asks the publisher's ROUTER for pas
 sources at a time. While a source's past is told, its live messages wait in the queue. Whether a source's hashes are ours, and what to do
 where they are not, is decided by `kvindex/reading.py`.
 
-The event loop belongs to the requests: all sources together apply at most `turn_blocks` blocks per round of the loop. pyzmq's own
-asyncio sockets cost several callbacks per message; here a socket's descriptor is watched only while its queue is empty.
+The event loop belongs to the requests: all sources together do at most the work of `turn_blocks` blocks per round of the loop, reading
+included; a request waits no longer than for that, or for one message to be decoded. pyzmq's own asyncio sockets cost several callbacks
+per message.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ import zmq
 from msgspec import Struct
 
 from beaconry.config.kv_feed import KvFeed
-from beaconry.io.zmq_sockets import Sock, connection_events, new_context, new_socket, readable
+from beaconry.io.zmq_sockets import Readiness, Sock, connection_events, new_context, new_socket
 from beaconry.kvindex.agreement import Agreement
 from beaconry.kvindex.dual_keys import DualKeysStatistics
 from beaconry.kvindex.reading import Reading
@@ -30,6 +31,10 @@ from beaconry.values.errors import EngineError
 from beaconry.values.kv_events import KvBatch, KvEvent, KvSource, SourceState
 from beaconry.wire.kv_events import decode, parse_frames
 
+_MESSAGE_COST = 16
+"""Reading a message takes as long as applying so many blocks: about 20 us,"""
+_COST_BYTES = 1024
+"""and as one more for so many bytes."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -112,7 +117,7 @@ class KvFeeds:
         self._turn = asyncio.Lock()
         """Held by whoever applies events."""
         self._applied = 0
-        """Blocks since the event loop last went round."""
+        """Work since the event loop last went round, in blocks."""
         self._replays = asyncio.Semaphore(self._limits.replays_at_once)
 
     def watch(self, source: KvSource) -> None:
@@ -170,25 +175,27 @@ class KvFeeds:
         assert self._context is not None
         sub = new_socket(self._context, zmq.SUB, self._limits, self._limits.queued_messages)
         monitor = sub.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        readiness = Readiness(monitor, sub)
         try:
             sub.subscribe(source.topic)
             sub.connect(source.address)
             while True:
-                await self._round(feed, sub, monitor)
+                await self._round(feed, sub, monitor, readiness)
         except zmq.ZMQError as error:
             _LOG.error("no KV events from %s: %s: %s", source.name, source.address, error)
             self._tell(KvSourceChanged(source.name, source.rank, SourceState.COLD, f"{source.address}: {error}"))
         finally:
+            readiness.close()
             sub.disable_monitor()
             monitor.close(linger=0)
             sub.close(linger=0)
 
-    async def _round(self, feed: _Feed, sub: Sock, monitor: Sock) -> None:
+    async def _round(self, feed: _Feed, sub: Sock, monitor: Sock, readiness: Readiness) -> None:
         """Wait for something to happen to one source, and deal with it."""
         now_s = asyncio.get_running_loop().time
         wait_s = None if feed.retry_at_s is None else max(feed.retry_at_s - now_s(), 0.0)
-        await readable((monitor, sub), wait_s)
-        for event in connection_events(monitor):
+        ready = await readiness.wait(wait_s)
+        for event in connection_events(monitor) if monitor in ready else ():
             if event == zmq.EVENT_DISCONNECTED:
                 await self._hear(feed, sub)  # what it said before it left
                 feed.stream.disconnected()
@@ -208,6 +215,7 @@ class KvFeeds:
                 except zmq.Again:
                     return
                 message = feed.read(frames)
+                await self._spend(_MESSAGE_COST + len(frames[-1]) // _COST_BYTES)
                 if message is None or message[0] is None:
                     continue
                 advance = feed.stream.live(message[0], message[1])
@@ -233,11 +241,15 @@ class KvFeeds:
         for turn in turns:
             for events in self._read(feed, turn):
                 self._tell(KvEvents(name, rank, events))
-                self._applied += sum(map(size_of, events))
-                if self._applied >= self._limits.turn_blocks:
-                    self._applied = 0
-                    await asyncio.sleep(0)
+                await self._spend(sum(map(size_of, events)))
         self._tell_state(feed)
+
+    async def _spend(self, blocks: int) -> None:
+        """Note work that has been done, and let the event loop go round when it is enough for a turn."""
+        self._applied += blocks
+        if self._applied >= self._limits.turn_blocks:
+            self._applied = 0
+            await asyncio.sleep(0)
 
     def _read(self, feed: _Feed, events: tuple[KvEvent, ...]) -> Iterable[tuple[KvEvent, ...]]:
         """What to tell of one turn's events, in turns."""
@@ -249,7 +261,7 @@ class KvFeeds:
             _LOG.warning("KV events of %s rank %d: %s", feed.source.name, feed.source.rank, feed.warned)
         if told.clear:
             self._tell(KvCleared(feed.source.name, feed.source.rank))
-        return in_turns(told.events, self._limits.turn_blocks)
+        return (events,) if told.events is events else in_turns(told.events, self._limits.turn_blocks)
 
     def _tell_state(self, feed: _Feed) -> None:
         state = (feed.stream.state, feed.stream.reason)
@@ -292,6 +304,7 @@ class KvFeeds:
         assert address is not None
         assert self._context is not None
         dealer = new_socket(self._context, zmq.DEALER, self._limits, 0)
+        readiness = Readiness(dealer)
         try:
             try:
                 dealer.connect(address)
@@ -299,12 +312,14 @@ class KvFeeds:
             except zmq.ZMQError as error:
                 raise EngineError(f"cannot ask {address}: {error}") from None
             while True:
-                if not await readable((dealer,), self._limits.replay_idle_s):
+                if not await readiness.wait(self._limits.replay_idle_s):
                     raise EngineError(f"{address} does not answer within {self._limits.replay_idle_s:g} s")
                 with suppress(zmq.Again):
                     while True:
                         async with self._turn:
-                            message = feed.read(dealer.recv_multipart(zmq.NOBLOCK))
+                            frames = dealer.recv_multipart(zmq.NOBLOCK)
+                            message = feed.read(frames)
+                            await self._spend(_MESSAGE_COST + len(frames[-1]) // _COST_BYTES)
                             if message is None:
                                 continue
                             sequence, batch = message
@@ -315,4 +330,5 @@ class KvFeeds:
                         if ended or advance.replay_from is not None:
                             return advance
         finally:
+            readiness.close()
             dealer.close(linger=0)

@@ -1,7 +1,6 @@
 """ZeroMQ sockets under asyncio, without pyzmq's own asyncio layer: that costs several callbacks per message."""
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import suppress
 
 import zmq
@@ -47,27 +46,41 @@ def connection_events(monitor: Sock) -> list[int]:
     return events
 
 
-async def readable(sockets: Sequence[Sock], timeout_s: float | None) -> bool:
-    """Wait until one of the sockets may have a message. False if none has within the time."""
-    loop = asyncio.get_running_loop()
-    woken = loop.create_future()
-    descriptors = [sock.fileno() for sock in sockets]
+class Readiness:
+    """Waits for messages on some sockets. Their descriptors are watched until `close`: watching anew for each message costs more than
+    reading it. A descriptor tells of changes only: what is there already does not show in it, and asking for the state resets it."""
 
-    def wake() -> None:
-        if not woken.done():
-            woken.set_result(None)
+    def __init__(self, *sockets: Sock) -> None:
+        self._sockets = sockets
+        self._loop = asyncio.get_running_loop()
+        self._woken: asyncio.Future[None] | None = None
+        """What the waiter awaits; None if nobody waits."""
+        for sock in sockets:
+            self._loop.add_reader(sock.fileno(), self._changed)
 
-    for descriptor in descriptors:
-        loop.add_reader(descriptor, wake)
-    try:
-        async with asyncio.timeout(timeout_s):
-            # the descriptor tells of changes only: what is there already does not show in it, and asking for it resets it
-            while not any(int(sock.get(zmq.EVENTS)) & zmq.POLLIN for sock in sockets):
-                await woken
-                woken = loop.create_future()
-    except TimeoutError:
-        return False
-    finally:
-        for descriptor in descriptors:
-            loop.remove_reader(descriptor)
-    return True
+    async def wait(self, timeout_s: float | None) -> list[Sock]:
+        """Those that have a message, as soon as one has; none if that takes longer than the time. One waiter at a time."""
+        ready = self._ready()
+        if not ready:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    while not ready:
+                        self._woken = self._loop.create_future()
+                        await self._woken
+                        ready = self._ready()
+            self._woken = None
+        return ready
+
+    def close(self) -> None:
+        """Watch no longer. The sockets are still open."""
+        for sock in self._sockets:
+            self._loop.remove_reader(sock.fileno())
+
+    def _changed(self) -> None:
+        if self._woken is None:
+            self._ready()  # or the loop would ask again at once, and again until somebody waits
+        elif not self._woken.done():
+            self._woken.set_result(None)
+
+    def _ready(self) -> list[Sock]:
+        return [sock for sock in self._sockets if int(sock.get(zmq.EVENTS)) & zmq.POLLIN]

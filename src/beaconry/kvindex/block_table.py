@@ -60,21 +60,31 @@ class BlockTable:
         self.blocks += created
         return len(hashes) - again
 
-    def remove(self, block_hash: int, bit: int, copies: dict[int, int]) -> bool | None:
-        """Note that `bit` has dropped one copy. True if that was the last one, None if it had none."""
-        key = block_hash & KEY_MASK
-        shard = self._shards[key >> _SHIFT]
-        held = shard.get(key)
-        if held is None or not held & bit:
-            return None
-        if copies and key in copies:
-            if copies[key] == 1:
-                del copies[key]
+    def remove(self, hashes: Sequence[int], bit: int, copies: dict[int, int]) -> tuple[int, int]:
+        """Note that `bit` has dropped one copy of each. Returns of how many that was the last one, and how many it did not have."""
+        shards, masks = self._shards, self.masks
+        gone = emptied = unknown = 0
+        for block_hash in hashes:
+            key = block_hash & KEY_MASK
+            shard = shards[key >> _SHIFT]
+            held = shard.get(key)
+            if held is None or not held & bit:
+                unknown += 1
+            elif copies and key in copies:
+                if copies[key] == 1:
+                    del copies[key]
+                else:
+                    copies[key] -= 1
             else:
-                copies[key] -= 1
-            return False
-        self._drop_bit(shard, key, held ^ bit)
-        return True
+                gone += 1
+                rest = held ^ bit
+                if rest:
+                    shard[key] = masks.setdefault(rest, rest)
+                else:
+                    del shard[key]
+                    emptied += 1
+        self.blocks -= emptied
+        return gone, unknown
 
     def discard(self, hashes: Iterable[int], bit: int) -> None:
         """Take `bit` from all of these blocks that it holds, whatever the copies."""

@@ -98,19 +98,31 @@ class ExactIndex:
         """Take an engine's events, in their order."""
         lease = self._leases.of(name, rank)
         work = 0
+        dropped: list[int] = []  # removals of one tier in a row: engines tell one block at a time
+        tier = Tier.GPU
         for event in events:
+            if isinstance(event, BlockRemoved):
+                work += 1
+                if event.group != lease.group:
+                    continue
+                if event.tier is not tier:
+                    self._remove(lease, tier, dropped)
+                    dropped, tier = [], event.tier
+                dropped.append(event.block_hash)
+                continue
+            if dropped:
+                self._remove(lease, tier, dropped)
+                dropped = []
             if isinstance(event, BlockStored):
                 work += len(event.block_hashes)
                 if lease.admits(event):
                     self._store(lease, event)
                 elif not event.dense and not lease.hybrid:
                     lease = self._renew(lease, hybrid=True)
-            elif isinstance(event, BlockRemoved):
-                work += 1
-                if event.group == lease.group:
-                    self._remove(lease, event)
             else:
                 lease = self._renew(lease, hybrid=lease.hybrid)
+        if dropped:
+            self._remove(lease, tier, dropped)
         self._keep_within_limit()
         self._leases.clean(self._tables, work)
 
@@ -234,14 +246,14 @@ class ExactIndex:
         self._copies += len(copies)
         self._counts["stored"] += len(hashes)
 
-    def _remove(self, lease: Lease, event: BlockRemoved) -> None:
-        tier = event.tier
+    def _remove(self, lease: Lease, tier: Tier, hashes: list[int]) -> None:
         table, copies = self._tables.get(tier), lease.copies[tier]
         self._copies -= len(copies)
-        gone = None if table is None else table.remove(event.block_hash, lease.bit, copies)
+        gone, unknown = (0, len(hashes)) if table is None else table.remove(hashes, lease.bit, copies)
         self._copies += len(copies)
-        self._counts["unknown" if gone is None else "removed"] += 1
-        lease.blocks[tier] -= gone is True
+        self._counts["unknown"] += unknown
+        self._counts["removed"] += len(hashes) - unknown
+        lease.blocks[tier] -= gone
 
     def _renew(self, lease: Lease, *, hybrid: bool) -> Lease:
         """A new lease in place of one whose blocks are all gone."""

@@ -17,13 +17,15 @@ def in_turns(events: Iterable[KvEvent], blocks: int) -> Iterator[tuple[KvEvent, 
     group: list[KvEvent] = []
     room = blocks
     for event in events:
-        for part in _parts(event, blocks) if isinstance(event, BlockStored) else (event,):
-            size = size_of(part)
-            if size > room:
-                yield tuple(group)
-                group, room = [], blocks
-            group.append(part)
+        size = len(event.block_hashes) if isinstance(event, BlockStored) else 1
+        if size <= room:
+            group.append(event)
             room -= size
+            continue
+        for part in _parts(event, blocks) if isinstance(event, BlockStored) else (event,):
+            if group:
+                yield tuple(group)
+            group, room = [part], blocks - size_of(part)
     if group:
         yield tuple(group)
 

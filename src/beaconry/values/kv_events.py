@@ -15,8 +15,10 @@ class Tier(StrEnum):
     SHARED = "shared"
     """A store that all engines read: holding a block there sets no engine apart."""
 
+    __hash__ = str.__hash__  # an enum's own is a Python function, and there are several look-ups by tier per block
 
-class BlockStored(Struct, frozen=True, kw_only=True):
+
+class BlockStored(Struct, frozen=True, kw_only=True, gc=False):
     """A run of consecutive blocks of one sequence became shareable."""
 
     block_hashes: tuple[int, ...]
@@ -39,7 +41,7 @@ class BlockStored(Struct, frozen=True, kw_only=True):
     """Per block what else entered its hash (adapter, images, salt) as the engine wrote it, b"" for nothing; () if nothing in any."""
 
 
-class BlockRemoved(Struct, frozen=True, kw_only=True):
+class BlockRemoved(Struct, frozen=True, kw_only=True, gc=False):
     """One block of this hash is gone. Others of the same hash may be left: as many as were stored and not removed."""
 
     block_hash: int

@@ -46,7 +46,7 @@ class Form(StrEnum):
     ARRAYS = "arrays"
 
 
-class _Stored(Struct, tag_field="type", tag="BlockStored"):
+class _Stored(Struct, tag_field="type", tag="BlockStored", gc=False):
     block_hashes: tuple[Hash, ...]
     parent_block_hash: Hash | None = None
     token_ids: Raw = Raw()
@@ -60,7 +60,7 @@ class _Stored(Struct, tag_field="type", tag="BlockStored"):
     locality: str | None = None
 
 
-class _StoredRow(Struct, array_like=True, tag="BlockStored"):
+class _StoredRow(Struct, array_like=True, tag="BlockStored", gc=False):
     block_hashes: tuple[Hash, ...]
     parent_block_hash: Hash | None = None
     token_ids: Raw = Raw()
@@ -75,14 +75,14 @@ class _StoredRow(Struct, array_like=True, tag="BlockStored"):
     locality: str | None = None
 
 
-class _Removed(Struct, tag_field="type", tag="BlockRemoved"):
+class _Removed(Struct, tag_field="type", tag="BlockRemoved", gc=False):
     block_hashes: tuple[Hash, ...]
     medium: str | None = None
     group_idx: int | None = None
     locality: str | None = None
 
 
-class _RemovedRow(Struct, array_like=True, tag="BlockRemoved"):
+class _RemovedRow(Struct, array_like=True, tag="BlockRemoved", gc=False):
     block_hashes: tuple[Hash, ...]
     medium: str | None = None
     group_idx: int | None = None
@@ -158,13 +158,14 @@ def decode(payload: bytes, *, tokens: bool = False) -> KvBatch:
             raise EngineError(f"KV events: the timestamp is {batch.ts}")
         events: list[KvEvent] = []
         for event in batch.events:
-            if isinstance(event, _STORED):
-                events.append(_stored(event, tokens=tokens))
-            elif isinstance(event, _REMOVED):
-                tier, group = _tier(event.medium, event.locality), event.group_idx or 0
+            if isinstance(event, _REMOVED):  # first: engines tell these block by block
+                medium, locality, group = event.medium, event.locality, event.group_idx or 0
+                tier = _tier(medium, locality) if locality else _TIERS.get(medium) or _tier(medium, None)
                 for block_hash in event.block_hashes:
                     low = block_hash & _LOW_64 if type(block_hash) is int else _low_of_digest(block_hash)
                     events.append(BlockRemoved(block_hash=low, tier=tier, group=group))
+            elif isinstance(event, _STORED):
+                events.append(_stored(event, tokens=tokens))
             else:
                 events.append(AllBlocksCleared())
     except _BROKEN as error:

@@ -43,6 +43,17 @@ def test_data_plane_measures_each_load_both_ways(tmp_path: Path):
         assert medians[name]["direct"]["chunks_per_s"] > 0
 
 
+def test_kv_ingest_takes_in_all_events_that_were_published(tmp_path: Path):
+    printed, figures = smoke("kv_ingest", tmp_path)
+    assert "block operations a second" in printed
+    assert figures["operations_per_s"] > 1000
+    assert figures["figures"]["added_p99_ms_with_events"] is not None
+    assert figures["exact"] == 8
+    assert {(case["way"], case["events"]) for case in figures["cases"]} == {
+        (way, events) for way in ("direct", "gateway") for events in (False, True)
+    }
+
+
 def test_kv_index_looks_up_less_than_a_walk_would(tmp_path: Path):
     _, figures = smoke("kv_index", tmp_path)
     assert figures["ratio"] > 1
