@@ -104,6 +104,10 @@ def test_predicted_cached_tokens_are_the_reported_ones(flags: tuple[str, ...]):
             right = sum(predicted == reported for _, predicted, reported in told)
             assert right >= 0.99 * len(told), [(p, r) for _, p, r in told if p != r]
             assert sum(reported for _, _, reported in told) > 0
+            page = (await send(gateway.port, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")).body.decode()
+            assert 'beaconry_kv_feed_self_test{endpoint="e0",rank="0",verdict="agreed"} 1.0' in page
+            lag = next(line for line in page.splitlines() if line.startswith("beaconry_kv_feed_lag_seconds_sum{"))
+            assert 0.0 < float(lag.split()[-1]) < 60.0
 
     run(main)
 

@@ -15,6 +15,7 @@ from beaconry.io.door import Door
 from beaconry.io.driver import Driver
 from beaconry.io.endpoint_file import endpoints_of
 from beaconry.io.http_server import HttpServer, ServerStatistics, serve
+from beaconry.io.kv_metrics import cache_families, feed_families
 from beaconry.io.metrics import MetricsPage
 from beaconry.io.monitor import Monitor
 from beaconry.io.prompts import Prompts
@@ -89,7 +90,13 @@ class Gateway:
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokens")
         self._stack.callback(executor.shutdown, wait=False, cancel_futures=True)
         self._prompts = Prompts(config.tokens, executor, self._driver.pool_of, loop.time)
-        page = MetricsPage(self.statistics, self.server_statistics, self._prompts.statistics)
+        page = MetricsPage(
+            self.statistics,
+            self.server_statistics,
+            self._prompts.statistics,
+            lambda: feed_families(self._feeds.statistics()),
+            lambda: cache_families(self._router.cache_statistics()),
+        )
         door = Door(
             self._driver,
             self._prompts,

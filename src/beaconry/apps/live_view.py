@@ -28,6 +28,8 @@ class Row(Struct, frozen=True, kw_only=True):
     in_flight: int = 0
     waiting: int | None = None
     kv_usage: float | None = None
+    view: str | None = None
+    """How its cache is seen: exact or approximate; of the fleet, how many are exact."""
     hit_rate: float | None = None
     """Cached over prompt tokens, as the engines report them."""
     ttft_s: float | None = None
@@ -86,7 +88,13 @@ class Watch:
     ) -> Row:
         state = "draining" if now.draining else f"{sum(row.state == 'ready' for row in engines)}/{len(engines)} ready"
         waiting = [row.waiting for row in engines if row.waiting is not None]
-        row = Row(name=self._model, state=state, in_flight=now.in_flight, waiting=sum(waiting) if waiting else None)
+        row = Row(
+            name=self._model,
+            state=state,
+            in_flight=now.in_flight,
+            waiting=sum(waiting) if waiting else None,
+            view=f"{sum(row.view == 'exact' for row in engines)}/{len(engines)} exact",
+        )
         after, before = now.models.get(self._model), then.models.get(self._model)
         if after is None or before is None:
             return row
@@ -96,6 +104,7 @@ class Watch:
             state=row.state,
             in_flight=row.in_flight,
             waiting=row.waiting,
+            view=row.view,
             hit_rate=_ratio(
                 after.cached_tokens.total - before.cached_tokens.total,
                 after.input_tokens.total - before.input_tokens.total,
@@ -142,7 +151,7 @@ def render(screen: Screen, address: str) -> "Group":
     last = screen.fleet
     table.add_column("engine", "fleet", no_wrap=True)
     table.add_column("state", last.state)
-    headings = ("in flight", "waiting", "KV use", "prefix hits", "TTFT p50", "requests/s", "tokens/s")
+    headings = ("in flight", "waiting", "KV use", "view", "prefix hits", "TTFT p50", "requests/s", "tokens/s")
     for heading, figure in zip(headings, _figures(last), strict=True):
         table.add_column(heading, figure, justify="right")
     for row in screen.engines:
@@ -166,6 +175,7 @@ def _engine_row(
         in_flight=now.prefilling + now.decoding,
         waiting=now.sample.waiting if now.sample else None,
         kv_usage=now.sample.kv_usage if now.sample else None,
+        view="exact" if now.exact else "approximate",
         hit_rate=_ratio(now.cached_tokens - then.cached_tokens, now.prompt_tokens - then.prompt_tokens),
         ttft_s=_since(now.ttft, then.ttft).quantile(0.5),
         requests_per_s=(now.dispatched - then.dispatched) / elapsed_s,
@@ -187,6 +197,7 @@ def _figures(row: Row) -> tuple[str, ...]:
         str(row.in_flight),
         "-" if row.waiting is None else str(row.waiting),
         _percent(row.kv_usage),
+        row.view or "-",
         _percent(row.hit_rate),
         _seconds(row.ttft_s),
         f"{row.requests_per_s:.1f}",

@@ -57,9 +57,13 @@ class MetricsPage:
         statistics: Callable[[], RouterStatistics],
         server: Callable[[], ServerStatistics],
         tokens: Callable[[], Mapping[str, TokenizingStatistics]],
+        *parts: Callable[[], Iterable[Metric]],
     ) -> None:
+        """`parts` yield further families."""
         self._registry = CollectorRegistry()
         self._registry.register(_Snapshots(statistics, server, tokens))
+        for part in parts:
+            self._registry.register(_Part(part))
 
     def render(self) -> bytes:
         """The whole page, of content type `text/plain; version=0.0.4; charset=utf-8`."""
@@ -89,6 +93,17 @@ class _Snapshots(Collector):
         yield from _llm_d_models(router.models)
         yield from _llm_d_pools(router)
         yield from _llm_d_core(router)
+
+
+class _Part(Collector):
+    """Families that are made elsewhere."""
+
+    def __init__(self, families: Callable[[], Iterable[Metric]]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield them anew."""
+        return self._families()
 
 
 # -- beaconry_*

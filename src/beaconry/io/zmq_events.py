@@ -13,6 +13,7 @@ per message.
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
@@ -51,6 +52,10 @@ class FeedStatistics(Struct, frozen=True, kw_only=True):
     """Whether the engine's block hashes are ours; None while that is not known, or not asked."""
     dual_keys: DualKeysStatistics | None
     """Of the map from its hashes to ours; None where there is no need for one."""
+    lags: int
+    """Live batches applied."""
+    lag_s: float
+    """Sum over them: from their time by the engine's clock until they were applied, by ours."""
 
 
 class _Feed:
@@ -72,6 +77,8 @@ class _Feed:
         self.messages = 0
         self.malformed = 0
         self.skipped = 0
+        self.lags = 0
+        self.lag_s = 0.0
 
     def read(self, frames: Sequence[bytes]) -> tuple[int | None, KvBatch] | None:
         """A message as sequence number (None: end of a replay) and batch; None if it is malformed."""
@@ -98,6 +105,8 @@ class _Feed:
             skipped=self.skipped,
             verdict=None if reading is None else reading.verdict,
             dual_keys=reading.statistics() if reading is not None and reading.translates else None,
+            lags=self.lags,
+            lag_s=self.lag_s,
         )
 
 
@@ -220,6 +229,9 @@ class KvFeeds:
                     continue
                 advance = feed.stream.live(message[0], message[1])
                 await self._carry_out(feed, advance)
+                if message[1] in advance.batches:
+                    feed.lags += 1
+                    feed.lag_s += time.time() - message[1].ts
             if advance.replay_from is not None:
                 await self._catch_up(feed, advance.replay_from)
 

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from beaconry.kvindex.approximate import NO_MATCH, ApproximateIndex, Match
-from beaconry.kvindex.exact import ExactIndex, Held
+from beaconry.kvindex.exact import ExactIndex, ExactStatistics, Held
 from beaconry.latency.rates import RateBook
-from beaconry.latency.tier_loads import TierLoads
+from beaconry.latency.tier_loads import Load, TierLoads
 from beaconry.values.candidate import TierTokens
 from beaconry.values.endpoint import Endpoint
 from beaconry.values.kv_events import SourceState, Tier
@@ -39,6 +39,14 @@ class View(Struct, frozen=True, gc=False):
 _NOTHING = View(matched_tokens=0, known_tokens=0, displaced_tokens=0.0, sharers=0, exact=False)
 """Of a prompt shorter than a block."""
 _NONE_HELD = Held(0)
+
+
+class CachesStatistics(Struct, frozen=True, kw_only=True):
+    """A snapshot for metrics and tests."""
+
+    exact: ExactStatistics
+    loads: dict[tuple[str, Tier], Load]
+    """What legs have taught of loading, by variant and tier."""
 
 
 class Finding:
@@ -117,11 +125,15 @@ class Caches:
         return Finding(self, request)
 
     def is_exact(self, name: str, key_tokens: int) -> bool:
-        """All of the endpoint's ranks are exact, of one kind of attention, and hash blocks of as many tokens as the request's keys."""
+        """The endpoint is known, and hashes blocks of as many tokens as the request's keys."""
+        return self.is_known(name) and self.exact.block_tokens(name) in (None, key_tokens)
+
+    def is_known(self, name: str) -> bool:
+        """All of the endpoint's ranks are exact, and of one kind of attention: requests of its block size are placed by what it holds."""
         ranks = self._states.get(name)
         if not ranks or any(state is not SourceState.EXACT for state in ranks.values()):
             return False
-        return self.exact.proves(name) and self.exact.block_tokens(name) in (None, key_tokens)
+        return self.exact.proves(name)
 
     def changed(self, name: str, rank: int, state: SourceState) -> None:
         """An engine's events have become complete, or have ceased to be."""
@@ -134,6 +146,10 @@ class Caches:
             return None
         order = (SourceState.COLD, SourceState.DEGRADED, SourceState.EXACT)
         return min(ranks.values(), key=order.index)
+
+    def statistics(self) -> CachesStatistics:
+        """A snapshot of index and load times. Walks over all shards: for a scrape."""
+        return CachesStatistics(exact=self.exact.statistics(), loads=self.loads.statistics())
 
     def forget(self, name: str) -> None:
         """The endpoint is gone, or somebody else by now."""

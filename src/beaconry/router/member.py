@@ -162,8 +162,8 @@ class Member:
 
     # -- looking in
 
-    def statistics(self, now_s: float, kv_state: str | None) -> EndpointStatistics:
-        """As it is now."""
+    def statistics(self, now_s: float, kv_state: str | None, *, exact: bool) -> EndpointStatistics:
+        """As it is now; the rest is what its KV events say."""
         return EndpointStatistics(
             endpoint=self.endpoint,
             state=self.state(now_s).value,
@@ -180,6 +180,7 @@ class Member:
             output_tokens=self.output_tokens,
             ttft=self.ttft.snapshot(),
             kv_state=kv_state,
+            exact=exact,
         )
 
     def check(self) -> None:

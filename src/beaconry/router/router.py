@@ -12,7 +12,7 @@ from typing import Any
 
 from beaconry.config.gateway import Deadlines, Health, Retry
 from beaconry.latency.rates import RateBook
-from beaconry.router.caches import Caches
+from beaconry.router.caches import Caches, CachesStatistics
 from beaconry.router.deadlines import NEVER, DeadlineQueue
 from beaconry.router.effects import Answer, BreakStream, CancelLeg, Effect, Ended, StartLeg, WakeAt
 from beaconry.router.exchange import Exchange, Leg
@@ -431,7 +431,8 @@ class Router:
         return RouterStatistics(
             at_s=now_s,
             endpoints=tuple(
-                member.statistics(now_s, self._caches.state(name)) for name, member in self._members.items()
+                member.statistics(now_s, self._caches.state(name), exact=self._caches.is_known(name))
+                for name, member in self._members.items()
             ),
             models={model: counters.snapshot() for model, counters in self._counters.items()},
             refused=self._refused,
@@ -440,6 +441,10 @@ class Router:
             draining=self._drain_s is not None,
             plugin_failures={name: failures.count for name, failures in self._scheduler.failures().items()},
         )
+
+    def cache_statistics(self) -> CachesStatistics:
+        """What is known of the engines' caches, for a scrape."""
+        return self._caches.statistics()
 
     def check(self) -> None:
         """Raise InternalError if an invariant does not hold."""

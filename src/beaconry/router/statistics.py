@@ -104,6 +104,8 @@ class EndpointStatistics(Struct, frozen=True, kw_only=True):
     ttft: Distribution
     kv_state: str | None = None
     """exact | degraded | cold: how well its engine's KV events tell what it holds; None if it has none."""
+    exact: bool = False
+    """Requests are placed by what it really holds; else by what our routing history suggests."""
 
 
 class ModelStatistics(Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from beaconry.apps.live_view import WINDOW_S, Watch, plain_line, render
@@ -81,6 +82,16 @@ def test_rates_are_those_between_two_looks():
     fleet = screen.fleet
     assert (fleet.state, fleet.in_flight, fleet.requests_per_s, fleet.tokens_per_s) == ("1/1 ready", 5, 2.0, 75.0)
     assert (fleet.hit_rate, fleet.ttft_s) == (0.5, pytest.approx(0.05))
+
+
+def test_each_engine_shows_how_its_cache_is_seen_and_the_fleet_how_many_are_seen_exactly():
+    now = router(1.0, structs.replace(endpoint("a"), exact=True), endpoint("b"))
+    screen = Watch("m").look(now, [process("a"), process("b"), process("c", ProcessState.STARTING)])
+    assert [row.view for row in screen.engines] == ["exact", "approximate", None]
+    assert screen.fleet.view == "1/3 exact"
+    console = Console(file=io.StringIO(), width=160)
+    console.print(render(screen, "http://x"))
+    assert "approximate" in console.file.getvalue()
 
 
 def test_what_is_older_than_the_window_no_longer_counts():
