@@ -104,34 +104,32 @@ class FakeEngine:
 @contextlib.asynccontextmanager
 async def gateway(*engines: FakeEngine, **sections: object) -> AsyncIterator[Gateway]:
     """A gateway before these engines; checks afterwards that nothing is left in flight."""
-    servers = []
-    for engine in engines:
-        server = await asyncio.start_server(engine.serve, "127.0.0.1", engine.port)
-        engine.port = server.sockets[0].getsockname()[1]
-        servers.append(server)
-    endpoints = tuple(
-        EndpointConfig(name=f"e{i}", host="127.0.0.1", port=e.port, model="m") for i, e in enumerate(engines)
-    )
-    given = {
-        "health": Health(interval_s=0.1, timeout_s=0.2),
-        "scrape": Scrape(interval_s=0.2),
-        "policy": "round-robin",
-        **sections,
-    }
-    running = Gateway(GatewayConfig(listen=Listen(port=0), endpoints=endpoints, **given))
-    await running.start()
-    try:
-        yield running
-        running._router.check()
-    finally:
-        await running.stop(1.0)
+    async with contextlib.AsyncExitStack() as stack:
+        for engine in engines:
+            server = await asyncio.start_server(engine.serve, "127.0.0.1", engine.port)
+            stack.callback(server.close)  # whatever happens: uvloop waits for ever for a server that is left open
+            engine.port = server.sockets[0].getsockname()[1]
+        endpoints = tuple(
+            EndpointConfig(name=f"e{i}", host="127.0.0.1", port=e.port, model="m") for i, e in enumerate(engines)
+        )
+        given = {
+            "health": Health(interval_s=0.1, timeout_s=2.0),
+            "scrape": Scrape(interval_s=0.2),
+            "policy": "round-robin",
+            **sections,
+        }
+        running = Gateway(GatewayConfig(listen=Listen(port=0), endpoints=endpoints, **given))
+        await running.start()
+        try:
+            yield running
+            running._router.check()
+        finally:
+            await running.stop(1.0)
         statistics = running._router.statistics(0.0)
         assert statistics.in_flight == 0
         assert all(
             e.prefilling == e.decoding == e.prefill_tokens == e.context_tokens == 0 for e in statistics.endpoints
         )
-        for server in servers:
-            server.close()
 
 
 @dataclass
