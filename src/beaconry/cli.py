@@ -12,6 +12,7 @@ VERBS = {
     "serve": "run the gateway alone, in front of engines that exist already",
     "engine": "run one simulated engine",
     "bench": "put load on an OpenAI-compatible address and report what came back",
+    "fit": "make a preset of an engine from bench results, to simulate it by",
     "doctor": "examine every engine, and say what to do about what is wrong",
     "policies": "list the scheduling policies",
     "presets": "list whose speed simulated engines can have, and how far it can be trusted",

@@ -21,7 +21,7 @@ from beaconry.values.errors import OperatorError
 from beaconry.workload.plan import Plan
 from beaconry.workload.prompts import PromptText
 from beaconry.workload.report import render_html
-from beaconry.workload.result import Result, decode_result, encode_result
+from beaconry.workload.result import Result, decode_result, encode_result, timings
 from beaconry.workload.sample import Slo
 from beaconry.workload.summary import summarise
 
@@ -71,6 +71,7 @@ async def run_bench(
         workload=options.workload,
         summary=summarise(samples, slo=options.slo, warmup_s=options.warmup_s),
         client_cpu=cpu_s / wall_s,
+        timings=timings(samples),
     )
 
 

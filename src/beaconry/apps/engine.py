@@ -7,11 +7,14 @@ import signal
 
 import msgspec
 import uvloop
+from msgspec.structs import replace
 
-from beaconry.engine_model.presets import Variant, variant
+from beaconry.engine_model.presets import Preset
 from beaconry.engine_model.step_time import LinearStepTime, StepTime
+from beaconry.engine_model.values import EngineSettings
 from beaconry.io.engine.generation import EngineOptions, KvEventsOptions, OffloadOptions
 from beaconry.io.engine.server import serve_engine
+from beaconry.io.preset_file import read_preset
 from beaconry.values.block_hash import ALGORITHMS
 from beaconry.values.errors import OperatorError
 from beaconry.wire.kv_events import Form
@@ -33,23 +36,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--preset",
         default=DEFAULT_PRESET,
-        metavar="MODEL/HARDWARE",
-        help="whose timing and KV memory, for example qwen3-32b/h100x2 (default: %(default)s)",
+        metavar="MODEL/HARDWARE|FILE",
+        help="whose timing and KV memory: for example qwen3-32b/h100x2, or a file of `beaconry fit` (default: %(default)s)",
     )
     add(
         "--step-time",
         metavar="NAME=VALUE,...",
         help="instead of the preset's timing: fixed_s, per_seq_s, "
-        "per_context_token_s, prefill_tps; those left out cost nothing",
+        "per_context_token_s, prefill_tps, prompt_s, per_attended_s; those left out cost nothing",
     )
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=8000, help="port to listen on, 0 for a free one (default: %(default)s)")
     add("--speed", type=float, default=1.0, help="model seconds per real second (default: %(default)s)")
     add("--seed", type=int, default=0, help="of replies and noise (default: %(default)s)")
     add("--blocks", type=int, help="KV blocks (default: what the preset's memory holds)")
-    add("--block-size", type=int, default=16, help="tokens per block (default: %(default)s)")
-    add("--max-num-seqs", type=int, default=256, help="running sequences at most (default: %(default)s)")
-    add("--max-num-batched-tokens", type=int, default=8192, help="token budget of a step (default: %(default)s)")
+    add("--block-size", type=int, help="tokens per block (default: the preset's, 16)")
+    add("--max-num-seqs", type=int, help="running sequences at most (default: the preset's, 256)")
+    add("--max-num-batched-tokens", type=int, help="token budget of a step (default: the preset's, 8192)")
     add("--max-model-len", type=int, help=f"tokens of prompt and reply (default: {MAX_MODEL_LEN}, or less KV memory)")
     add("--max-num-queued-reqs", type=int, default=16_384, help="waiting sequences at most (default: %(default)s)")
     add(
@@ -141,20 +144,13 @@ async def _serve(options: EngineOptions, host: str, port: int, grace_s: float) -
 
 
 def _options(args: argparse.Namespace) -> EngineOptions:
-    preset = variant(args.preset)
-    settings = msgspec.structs.replace(
-        preset.settings(args.block_size),
-        max_num_seqs=args.max_num_seqs,
-        max_num_batched_tokens=args.max_num_batched_tokens,
-        prefix_caching=not args.no_enable_prefix_caching,
-        step_noise=args.step_noise,
-    )
-    if args.blocks is not None:
-        settings = msgspec.structs.replace(settings, num_blocks=args.blocks)
+    preset = read_preset(args.preset)
+    settings = _settings(args, preset.settings)
     return EngineOptions(
-        models=tuple(args.model or (preset.model.name,)),
+        models=tuple(args.model or (preset.model,)),
         settings=settings,
-        step_time=preset.step_time() if args.step_time is None else _step_time(args.step_time),
+        step_time=preset.step_time if args.step_time is None else _step_time(args.step_time),
+        request_s=preset.request_s if args.step_time is None else 0.0,
         max_model_len=args.max_model_len or min(MAX_MODEL_LEN, settings.num_blocks * settings.block_tokens),
         speed=args.speed,
         seed=args.seed,
@@ -162,21 +158,43 @@ def _options(args: argparse.Namespace) -> EngineOptions:
         by_priority=args.scheduling_policy == "priority",
         max_queued=args.max_num_queued_reqs,
         kv_events=_kv_events(args),
-        offload=_offload(args, preset),
+        offload=_offload(args, preset, settings.block_tokens),
     )
 
 
-def _offload(args: argparse.Namespace, preset: Variant) -> OffloadOptions | None:
+def _settings(args: argparse.Namespace, settings: EngineSettings) -> EngineSettings:
+    """The preset's settings, with what the command line says instead."""
+    if args.block_size is not None:
+        blocks = settings.num_blocks * settings.block_tokens // args.block_size
+        settings = replace(settings, num_blocks=blocks, block_tokens=args.block_size)
+    given = {
+        "num_blocks": args.blocks,
+        "max_num_seqs": args.max_num_seqs,
+        "max_num_batched_tokens": args.max_num_batched_tokens,
+    }
+    return replace(
+        settings,
+        prefix_caching=not args.no_enable_prefix_caching,
+        step_noise=args.step_noise,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def _offload(args: argparse.Namespace, preset: Preset, block_tokens: int) -> OffloadOptions | None:
     if args.kv_offloading_size is None:
         return None
-    block_bytes = preset.model.kv_bytes_per_token * args.block_size
+    if preset.kv_bytes_per_token is None:
+        raise OperatorError(
+            f"--kv-offloading-size: {preset.name} does not say how large KV is; add kvBytesPerToken to it"
+        )
+    block_bytes = preset.kv_bytes_per_token * block_tokens
     blocks = int(args.kv_offloading_size * 2**30 / block_bytes)
     if blocks < 1 or args.kv_offloading_bandwidth <= 0.0:
         raise OperatorError(
             f"--kv-offloading-size {args.kv_offloading_size:g} at {args.kv_offloading_bandwidth:g} GB/s: a block has "
             f"{block_bytes:g} bytes, and the bandwidth must be above 0"
         )
-    bytes_per_s = 1e9 * args.kv_offloading_bandwidth * preset.tensor_parallel
+    bytes_per_s = 1e9 * args.kv_offloading_bandwidth * preset.accelerators
     return OffloadOptions(blocks=blocks, load_s=block_bytes / bytes_per_s)
 
 

@@ -18,6 +18,7 @@ from msgspec import Struct, structs
 
 from beaconry.engine_model.calibrated import CALIBRATED, Calibration
 from beaconry.engine_model.roofline import Hardware, Model, Overheads, Roofline, roofline
+from beaconry.engine_model.step_time import StepTime
 from beaconry.engine_model.values import EngineSettings
 from beaconry.values.errors import OperatorError
 
@@ -154,6 +155,24 @@ WORKSPACE_BYTES: Final = 4e9
 """Activations, graphs and libraries, per accelerator."""
 
 
+class Preset(Struct, frozen=True, kw_only=True):
+    """All that a simulated engine is made of."""
+
+    name: str
+    model: str
+    """What it answers to if nothing else is asked for."""
+    step_time: StepTime
+    request_s: float
+    """Per request, outside of steps."""
+    settings: EngineSettings
+    provenance: Provenance
+    source: str
+    kv_bytes_per_token: float | None = None
+    """None if it is not known."""
+    accelerators: int = 1
+    """Each has its own way to the host's memory."""
+
+
 class Variant(Struct, frozen=True, kw_only=True):
     """A model on hardware: engines of one variant run equally fast."""
 
@@ -184,6 +203,21 @@ class Variant(Struct, frozen=True, kw_only=True):
     def settings(self, block_tokens: int = 16, memory_share: float = MEMORY_SHARE) -> EngineSettings:
         """Return vLLM's default settings with all of its KV memory."""
         return EngineSettings(num_blocks=self.kv_tokens(memory_share) // block_tokens, block_tokens=block_tokens)
+
+    def preset(self) -> Preset:
+        """Return what engines of this variant are made of."""
+        known = self.calibration
+        return Preset(
+            name=self.name,
+            model=self.model.name,
+            step_time=self.step_time(),
+            request_s=0.0 if known is None else known.request_s,
+            settings=self.settings(),
+            provenance=self.provenance,
+            source="first principles" if known is None else known.source,
+            kv_bytes_per_token=self.model.kv_bytes_per_token,
+            accelerators=self.tensor_parallel,
+        )
 
 
 def variant(name: str) -> Variant:

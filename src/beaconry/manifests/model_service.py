@@ -71,7 +71,8 @@ class SimEngine(Section, frozen=True, tag_field="type", tag="sim"):
     """Simulated engines: the interfaces and timing of vLLM, without model and accelerator."""
 
     preset: str | None = None
-    """Model and hardware whose speed is simulated; absent is the engine's own default."""
+    """Model and hardware whose speed is simulated, or a file of `beaconry fit`, its path seen from where `up` runs; absent is the
+    engine's own default."""
     speed: Positive = 1.0
     """Above 1 everything takes that much less time."""
     blocks: Annotated[int, Meta(ge=1)] | None = None

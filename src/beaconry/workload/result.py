@@ -1,19 +1,34 @@
 """A run's result as a file: the summary with what was run against what. `figures` and `latencies` lay several side by side."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from beaconry.values.errors import OperatorError
 from beaconry.workload.distribution import Distribution
+from beaconry.workload.sample import Sample
 from beaconry.workload.summary import Summary
 
 VERSION = 1
 Spread = Callable[[Summary], Distribution | None]
 _Wanted = tuple[str, str, Callable[[Summary], float | None], bool | None]
 """Name, unit, figure and whether higher is better."""
+
+
+class Timing(Struct, frozen=True, kw_only=True, array_like=True):
+    """One success of a run, in seconds since its start: what `beaconry fit` reads. A row of numbers, in this order."""
+
+    endpoint: str
+    """"" where nobody names it."""
+    sent_s: float
+    first_s: float
+    end_s: float
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
 
 
 class Result(Struct, frozen=True, kw_only=True):
@@ -30,6 +45,8 @@ class Result(Struct, frozen=True, kw_only=True):
     summary: Summary
     client_cpu: float | None = None
     """Share of one core that the client took. Near 1 means that the client was the bottleneck."""
+    timings: tuple[Timing, ...] = ()
+    """Every success that tells its tokens, those of the warm-up included: they loaded the engine as well."""
 
 
 class Row(Struct, frozen=True, kw_only=True):
@@ -54,9 +71,29 @@ class Row(Struct, frozen=True, kw_only=True):
         return tuple(value / first - 1 if value and first and value != first else None for value in self.values)
 
 
+def timings(samples: Iterable[Sample]) -> tuple[Timing, ...]:
+    """The successes among samples, in order of sending."""
+    found = [
+        Timing(
+            endpoint=sample.endpoint or "",
+            sent_s=sample.sent_s,
+            first_s=sample.first_s,
+            end_s=sample.end_s,
+            prompt_tokens=sample.prompt_tokens,
+            cached_tokens=sample.cached_tokens or 0,
+            output_tokens=sample.output_tokens,
+        )
+        for sample in samples
+        if sample.error is None and sample.first_s is not None and sample.prompt_tokens and sample.output_tokens
+    ]
+    return tuple(sorted(found, key=lambda timing: timing.sent_s))
+
+
 def encode_result(result: Result) -> bytes:
-    """The result as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n"
+    """The result as indented JSON, with a line per request at its end."""
+    head = msgspec.json.format(msgspec.json.encode(replace(result, timings=())), indent=1)
+    lines = b",\n  ".join(map(msgspec.json.encode, result.timings))
+    return head.replace(b'"timings": []', b'"timings": [\n  ' + lines + b"\n ]") + b"\n"
 
 
 def decode_result(data: bytes, place: str) -> Result:

@@ -61,6 +61,8 @@ class EngineOptions(Struct, frozen=True, kw_only=True):
     step_time: StepTime
     max_model_len: int
     """Tokens of prompt and reply together; they must fit into the KV memory."""
+    request_s: float = 0.0
+    """Model seconds from a request's arrival to its being queued: HTTP, tokenization, hand-over."""
     speed: float = 1.0
     """Model seconds per real second."""
     seed: int = 0
@@ -126,8 +128,11 @@ class Generation:
             raise CallerError("The engine is currently busy. Please try again later.", status=503)
         if fault is not None and fault.kind is Kind.HANG:
             return
+        delay_s = options.request_s / options.speed
         if fault is not None and fault.kind is Kind.SLOW:
-            self._loop.call_later(fault.delay_s, self._start, exchange, asked, None)
+            self._loop.call_later(fault.delay_s + delay_s, self._start, exchange, asked, None)
+        elif delay_s:
+            self._loop.call_later(delay_s, self._start, exchange, asked, fault)
         else:
             self._start(exchange, asked, fault)
 
