@@ -74,3 +74,10 @@ def test_calibration_compares_prior_calibrated_and_left_out(tmp_path: Path):
     assert totals["points"] >= 12
     assert totals["itl_calibrated"] < totals["itl_left_out"] < totals["itl_prior"]
     assert totals["ttft_calibrated"] < totals["ttft_prior"]
+
+
+def test_real_engine_predicts_a_run_from_another(tmp_path: Path):
+    printed, figures = smoke("real_engine", tmp_path)
+    assert "predicted run" in printed
+    assert [row["figure"] for row in figures["predicted"]] == ["TTFT p50", "TTFT p90", "TPOT p50", "TPOT p90"]
+    assert all(row["measured_ms"] > 0 and row["replayed_ms"] > 0 for row in figures["predicted"])
