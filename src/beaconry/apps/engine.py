@@ -111,7 +111,7 @@ def _configure_events(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop. 0: stopped; raises OperatorError for options that cannot be had."""
-    options = _options(args)
+    options = options_of(args)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(options, args.host, args.port, args.shutdown_timeout))
     return 0
@@ -143,7 +143,8 @@ async def _serve(options: EngineOptions, host: str, port: int, grace_s: float) -
     engine.close()
 
 
-def _options(args: argparse.Namespace) -> EngineOptions:
+def options_of(args: argparse.Namespace) -> EngineOptions:
+    """What the command line asks for. OperatorError for what cannot be had."""
     preset = read_preset(args.preset)
     settings = _settings(args, preset.settings)
     return EngineOptions(

@@ -81,3 +81,15 @@ def test_real_engine_predicts_a_run_from_another(tmp_path: Path):
     assert "predicted run" in printed
     assert [row["figure"] for row in figures["predicted"]] == ["TTFT p50", "TTFT p90", "TPOT p50", "TPOT p90"]
     assert all(row["measured_ms"] > 0 and row["replayed_ms"] > 0 for row in figures["predicted"])
+
+
+def test_parity_sends_the_same_requests_both_ways(tmp_path: Path):
+    printed, figures = smoke("parity", tmp_path)
+    assert "same endpoint" in printed
+    assert list(figures) == ["one by one", "together"]
+    for load, requests in (("one by one", 8), ("together", 30)):
+        assert figures[load]["requests"] == requests
+        assert figures[load]["failed"] == 0
+        assert 0 < figures[load]["same_endpoint"] <= 1
+        assert figures[load]["ttft_p50_real_ms"] > 0
+        assert figures[load]["tpot_p50_virtual_ms"] > 0
