@@ -39,7 +39,7 @@ REQUEST_S, REQUEST_DEVIATION_S = 0.005, 0.010
 """What is expected of the time per request outside of steps."""
 ROUNDS = 4
 """Of simulating with the factors found so far and fitting again; the schedule hardly changes after two."""
-SMOKE = frozenset({"llama-3.1-70b-fp8/h100x2", "llama-3.1-8b/h100"})
+SMOKE = frozenset({"gpt-oss-120b/b200x8", "llama-3.1-8b/h100"})
 
 Point = tuple[int, int, int, float | None, float]
 """Prompt tokens, output tokens, clients, TTFT ms, time per output token ms."""

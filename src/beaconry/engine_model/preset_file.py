@@ -90,4 +90,5 @@ class PresetFile(Section, frozen=True):
 
 def write_preset(file: PresetFile) -> str:
     """Return the file's text."""
-    return yaml.safe_dump(to_builtins(file), sort_keys=False, width=120, allow_unicode=True)
+    given = {name: value for name, value in to_builtins(file).items() if value is not None}
+    return yaml.safe_dump(given, sort_keys=False, width=120, allow_unicode=True)

@@ -4,14 +4,14 @@ import argparse
 
 import pytest
 
-from beaconry.apps.engine import _options, configure
+from beaconry.apps.engine import configure, options_of
 from beaconry.values.errors import OperatorError
 
 
 def options(*flags):
     parser = argparse.ArgumentParser()
     configure(parser)
-    return _options(parser.parse_args(flags))
+    return options_of(parser.parse_args(flags))
 
 
 def test_memory_of_the_host_becomes_blocks_that_load_at_the_links_speed():
