@@ -5,7 +5,10 @@ import json
 
 import pytest
 
-from beaconry.config.gateway import Access, Deadlines, Limits, Retry
+from beaconry.apps.assemble import Gateway
+from beaconry.config.gateway import Access, Deadlines, GatewayConfig, Limits, Retry
+from beaconry.values.errors import OperatorError
+from beaconry.workload.traces import read_trace
 from tests.loopback.fake_engine import (
     DONE,
     SSE_HEAD,
@@ -409,6 +412,29 @@ def test_the_access_log_has_one_line_per_request_and_no_prompt(tmp_path: object)
     assert [line["outcome"] for line in lines] == ["completed", "refused"]
     assert (lines[0]["prompt_tokens"], lines[0]["endpoint"], lines[0]["status"]) == (5, "e0", 200)
     assert "hello" not in path.read_text()
+
+
+def test_a_recording_replays_what_was_served_and_holds_no_prompt(tmp_path: object):
+    path = tmp_path / "recording.jsonl"
+    shared = "a document that both ask about, " * 40
+
+    async def main():
+        async with gateway(FakeEngine(), access=Access(record=str(path))) as running:
+            for question in ("first", "second"):
+                await send(running.port, post(chat(messages=[{"role": "user", "content": shared + question}])))
+            await send(running.port, post(chat(model="nobody")))
+        with pytest.raises(OperatorError, match=r"exists already; move it away or change access\.record"):
+            await Gateway(GatewayConfig(access=Access(record=str(path)))).start()
+
+    run(main)
+    text = path.read_text()
+    rows = list(read_trace(text.splitlines(), "r"))
+    assert [row.input_tokens for row in rows] == [5, 5]  # what the engine reported
+    assert rows[0].spans[0].id == rows[1].spans[0].id >= 0
+    assert '"outcome":"completed"' not in text  # the default is left out
+    assert '"endpoint":"e0"' in text
+    assert "document" not in text
+    assert "nobody" not in text
 
 
 def test_a_body_over_the_limit_is_refused():

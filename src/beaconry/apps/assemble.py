@@ -19,6 +19,7 @@ from beaconry.io.kv_metrics import cache_families, feed_families
 from beaconry.io.metrics import MetricsPage
 from beaconry.io.monitor import Monitor
 from beaconry.io.prompts import Prompts
+from beaconry.io.recorder import Recorder
 from beaconry.io.relay import Relay
 from beaconry.io.zmq_events import KvFeeds
 from beaconry.kvindex.approximate import ApproximateIndex
@@ -68,6 +69,7 @@ class Gateway:
         self._router = make_router(config)
         self._stack = AsyncExitStack()
         self._log: AccessLog | None = None
+        self._recorder: Recorder | None = None
         self._driver: Driver
         self._server: HttpServer
         self._monitor: Monitor
@@ -75,13 +77,24 @@ class Gateway:
         self._prompts: Prompts
 
     async def start(self) -> None:
-        """Bind and serve. Raises OperatorError if the address or the log file cannot be had."""
+        """Bind and serve. Raises OperatorError if the address or a file cannot be had; then nothing is left open."""
+        try:
+            await self._begin()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def _begin(self) -> None:
         loop = asyncio.get_running_loop()
         config = self.config
         _raise_file_limit()
         if config.access.log is not None:
             self._log = AccessLog(config.access.log, loop)
             self._stack.callback(self._log.close)
+        if config.access.record is not None:
+            policy = config.policy if config.profile is None else config.profile.policy
+            self._recorder = Recorder(config.access.record, loop, policy)
+            self._stack.callback(self._recorder.close)
         group = await self._stack.enter_async_context(asyncio.TaskGroup())
         self._driver = Driver(self._router, loop, group.create_task, config.deadlines.connect_s, self._ended)
         self._stack.callback(self._driver.close)
@@ -105,11 +118,7 @@ class Gateway:
             session_header=config.access.session_header,
             boot_id=secrets.token_hex(4),
         )
-        try:
-            self._server = await serve(door.handle, config.listen.host, config.listen.port, config.limits)
-        except BaseException:
-            await self._stack.aclose()
-            raise
+        self._server = await serve(door.handle, config.listen.host, config.listen.port, config.limits)
         self.port = self._server.port
         for work in (self._monitor.run(), self._feeds.run()):
             self._stack.callback(group.create_task(work).cancel)
@@ -168,6 +177,8 @@ class Gateway:
             self._prompts.reported(relay.parsed.model, relay.tokens, relay.usage)
         if self._log is not None:
             self._log.write(relay, ended)
+        if self._recorder is not None and relay.request is not None:
+            self._recorder.write(relay.request, relay, ended, self._router.tokens_per_byte(relay.request.model))
 
 
 def _raise_file_limit() -> None:

@@ -62,7 +62,12 @@ def _add_target_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_trace_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("replay a trace")
-    group.add_argument("--trace", type=Path, metavar="FILE", help="Mooncake JSONL or Azure CSV, told apart by content")
+    group.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="Mooncake JSONL, Azure CSV or a recording of the gateway's, told apart by content",
+    )
     group.add_argument(
         "--speedup", type=_above_zero, default=1.0, metavar="X", help="compress the trace's time (%(default)g)"
     )
@@ -80,8 +85,9 @@ def _add_trace_options(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=MOONCAKE_BLOCK_TOKENS,
         metavar="N",
-        help="tokens per hash id (%(default)s)",
+        help="tokens per hash id of a Mooncake trace (%(default)s)",
     )
+    group.add_argument("--trace-model", metavar="NAME", help="which of a recording's models, if it has several")
 
 
 def _add_synthetic_options(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,8 @@ from beaconry.workload.synthetic import Bounds, Shape, conversations
 from beaconry.workload.traces import Replay, read_trace, replay
 
 DESCRIBED = (
-    "trace", "speedup", "skip", "limit", "scale_lengths", "trace_block_tokens", "rate", "arrivals", "burstiness", "requests", "duration",
+    "trace", "speedup", "skip", "limit", "scale_lengths", "trace_block_tokens",
+    "trace_model", "rate", "arrivals", "burstiness", "requests", "duration",
     "groups", "zipf", "prefix_tokens", "suffix_tokens", "sessions", "turns", "think_s", "output_tokens", "seed", "warmup_s", "api",
     "max_connections", "timeout_s", "chars_per_token",
 )  # fmt: skip
@@ -86,7 +87,9 @@ def _trace_plan(args: argparse.Namespace) -> Plan:
         block_tokens=args.trace_block_tokens,
     )
     times = _arrival_times(args, args.rate, Random(f"arrivals {args.seed}")) if args.rate else None
-    requests = list(replay(read_trace(_lines(args.trace), str(args.trace), how.block_tokens), how, times))
+    requests = list(
+        replay(read_trace(_lines(args.trace), str(args.trace), how.block_tokens, args.trace_model), how, times)
+    )
     if not requests:
         raise OperatorError(f"{args.trace}: no request is left after skipping {args.skip}")
     size = sum(request.at_s < (args.duration or math.inf) for request in requests)

@@ -135,6 +135,9 @@ class Access(Section, frozen=True):
 
     log: str | None = None
     """File of JSON lines, one per request, never prompts; "-" is standard output, absent is none."""
+    record: str | None = None
+    """File for a recording of the traffic (sizes, times, shared prefixes as numbers; never prompts), to be replayed under another policy
+    or fleet. Appending to another run's recording is refused."""
     debug_headers: bool = False
     """Answer a request that carries `x-beaconry-debug: 1` with the decision in `x-beaconry-*` headers."""
     session_header: str | None = None

@@ -1,19 +1,13 @@
 """One JSON line per request with its outcome: never a prompt, a body or a credential. Lines are written in batches."""
 
 import asyncio
-import sys
 import time
-from typing import IO
 
 import msgspec
 
+from beaconry.io.line_file import LineFile
 from beaconry.io.relay import Relay
 from beaconry.router.effects import Ended
-from beaconry.values.errors import OperatorError
-
-FLUSH_S = 0.2
-MAX_PENDING = 8192
-"""Lines held before they are written at once."""
 
 
 class Line(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -35,17 +29,12 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class AccessLog:
-    """Collects lines and writes them some times a second."""
+    """Makes lines of ended requests."""
 
     def __init__(self, path: str, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._pending: list[bytes] = []
-        self._timer: asyncio.TimerHandle | None = None
+        """Raises OperatorError if `path` cannot be written."""
+        self._file = LineFile(path, loop, "access.log")
         self._encoder = msgspec.json.Encoder()
-        try:
-            self._file: IO[bytes] = sys.stdout.buffer if path == "-" else open(path, "ab", buffering=0)  # noqa: SIM115 -- closed in close()
-        except OSError as error:
-            raise OperatorError(f"cannot write the access log {path}: {error.strerror}; check access.log") from error
 
     def write(self, relay: Relay, ended: Ended) -> None:
         """Note one request."""
@@ -66,24 +55,8 @@ class AccessLog:
             cached_tokens=None if usage is None else usage.cached_tokens,
             output_tokens=None if usage is None else usage.completion_tokens,
         )
-        self._pending.append(self._encoder.encode(line))
-        if len(self._pending) >= MAX_PENDING:
-            self.flush()
-        elif self._timer is None:
-            self._timer = self._loop.call_later(FLUSH_S, self.flush)
-
-    def flush(self) -> None:
-        """Write what is pending."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._pending:
-            self._file.write(b"\n".join(self._pending) + b"\n")
-            self._file.flush()
-            self._pending.clear()
+        self._file.write(self._encoder.encode(line))
 
     def close(self) -> None:
         """Write the rest."""
-        self.flush()
-        if self._file is not sys.stdout.buffer:
-            self._file.close()
+        self._file.close()

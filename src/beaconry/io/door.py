@@ -166,6 +166,7 @@ class Door:
         if given_id is None or not _REQUEST_ID.fullmatch(given_id):
             headers += b"x-request-id: %b\r\n" % request_id.encode()
         relay = Relay(desk, exchange, parsed, headers)
+        relay.request = request
         relay.tokens = None if keyed is None else keyed.tokens
         relay.debug = self._debug_headers and exchange.header(DEBUG_HEADER) == b"1"
         exchange.on_close = lambda: desk.tell(ClientLeft(request_id))

@@ -9,7 +9,7 @@ from beaconry.io.http_exchange import Exchange
 from beaconry.io.upstream import Call, UpstreamPool
 from beaconry.router.effects import Answer, BreakStream, StartLeg
 from beaconry.router.facts import Fact, Fault, LegFailed, LegFinished, LegProgressed, LegStarted
-from beaconry.values.request import Usage
+from beaconry.values.request import Request, Usage
 from beaconry.wire.errors import error_body
 from beaconry.wire.headers import for_client
 from beaconry.wire.openai import Parsed
@@ -54,9 +54,11 @@ class Relay:
         "_watch",
         "debug",
         "exchange",
+        "first_s",
         "head_headers",
         "parsed",
         "placement",
+        "request",
         "status",
         "tokens",
         "usage",
@@ -70,6 +72,10 @@ class Relay:
         """Request headers for the endpoint, without request line and host."""
         self.placement: StartLeg | None = None
         """The latest leg."""
+        self.request: Request | None = None
+        """What the router knows it as, once it does."""
+        self.first_s: float | None = None
+        """Arrival to first byte, once there is one."""
         self.debug = False
         """The client asked for the decision in headers, and may."""
         self.tokens: PromptTokens | None = None
@@ -169,10 +175,11 @@ class Relay:
     def _begin(self, data: bytes, *, ended: bool) -> None:
         self._started = True
         self._reported_s = self._desk.now_s()
+        self.first_s = self._reported_s - self._arrived_s
         exchange = self.exchange
         headers = for_client(self.head_headers)
         if self.debug and self.placement is not None:
-            headers += debug_headers(self.placement, self._reported_s - self._arrived_s)
+            headers += debug_headers(self.placement, self.first_s)
             if self.tokens is not None:
                 headers.append((b"x-beaconry-tokens", self.tokens.told.encode()))
         streamed = _is_stream(self.head_headers)

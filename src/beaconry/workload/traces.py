@@ -4,20 +4,25 @@ Mooncake JSONL (kvcache-ai/Mooncake, FAST25): `timestamp` in ms, `input_length`,
 prompt tokens; the last block may be partly filled. An id stands for its block and all before it, so equal ids mean equal text.
 
 Azure CSV (Azure/AzurePublicDataset): `TIMESTAMP`, `ContextTokens`, `GeneratedTokens`; nothing is shared between prompts.
+
+Recordings of this gateway: `recording.py`.
 """
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import chain, islice
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from beaconry.values.errors import OperatorError
+from beaconry.workload.recording import Recorded, read_recording
 from beaconry.workload.request import Message, PlannedRequest, Span
 
 MOONCAKE_BLOCK_TOKENS = 512
+_OPENING = re.compile(r'\s*\{\s*"kind"\s*:\s*"recording"')
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
@@ -28,6 +33,8 @@ class TraceRow(Struct, frozen=True, kw_only=True):
     input_tokens: int
     output_tokens: int
     blocks: tuple[int, ...] = ()
+    spans: tuple[Span, ...] = ()
+    """The prompt's spans, where a recording has told them; instead of `blocks`."""
 
 
 class Replay(Struct, frozen=True, kw_only=True):
@@ -48,20 +55,28 @@ class _MooncakeLine(Struct, frozen=True, kw_only=True):
     hash_ids: list[int]
 
 
-def read_trace(lines: Iterable[str], place: str, block_tokens: int = MOONCAKE_BLOCK_TOKENS) -> Iterator[TraceRow]:
-    """Rows of a Mooncake or Azure trace, told apart by the first line. Raises OperatorError naming `place`:line."""
+def read_trace(
+    lines: Iterable[str], place: str, block_tokens: int = MOONCAKE_BLOCK_TOKENS, model: str | None = None
+) -> Iterator[TraceRow]:
+    """Rows of a Mooncake or Azure trace or of a recording, told apart by the first line. Raises OperatorError naming `place`:line.
+
+    `model` chooses one of a recording's models.
+    """
     numbered = enumerate(lines, start=1)
     first = next(((number, line) for number, line in numbered if line.strip()), None)
     if first is None:
-        raise OperatorError(f"{place}: the trace is empty; give a Mooncake JSONL or an Azure CSV file")
+        raise OperatorError(f"{place}: the trace is empty; give a Mooncake JSONL, an Azure CSV file or a recording")
     rows = (row for row in numbered if row[1].strip())
-    if first[1].lstrip().startswith("{"):
+    if _OPENING.match(first[1]):
+        yield from _recorded(chain([first], rows), place, model)
+    elif first[1].lstrip().startswith("{"):
         yield from _in_order(_mooncake(chain([first], rows), place, block_tokens), place)
     elif tuple(next(csv.reader([first[1].strip()]))) == AZURE_COLUMNS:
         yield from _in_order(_azure(rows, place), place)
     else:
         raise OperatorError(
-            f"{place}:{first[0]}: neither a Mooncake trace (one JSON object a line) nor an Azure trace (header {','.join(AZURE_COLUMNS)})"
+            f"{place}:{first[0]}: neither a Mooncake trace or recording (one JSON object a line) nor an Azure trace"
+            f" (header {','.join(AZURE_COLUMNS)})"
         )
 
 
@@ -82,6 +97,8 @@ def replay(rows: Iterable[TraceRow], how: Replay, arrivals: Iterable[float] | No
 
 def _spans(row: TraceRow, number: int, how: Replay) -> tuple[Span, ...]:
     """The prompt's blocks, scaled. Without block ids the prompt is one span of its own; negative ids are never a trace's."""
+    if row.spans:
+        return tuple(structs.replace(span, tokens=max(1, round(span.tokens * how.scale_lengths))) for span in row.spans)
     if not row.blocks:
         return (Span(id=-2 * number - 1, tokens=max(1, round(row.input_tokens * how.scale_lengths))),)
     block = max(1, round(how.block_tokens * how.scale_lengths))
@@ -119,6 +136,36 @@ def _mooncake(lines: Iterable[tuple[int, str]], place: str, block_tokens: int) -
                 blocks=tuple(row.hash_ids),
             ),
         )
+
+
+def _recorded(lines: Iterable[tuple[int, str]], place: str, model: str | None) -> list[TraceRow]:
+    """A recording's requests by arrival: it is written in order of their ends. Those without an answer have the length they asked for."""
+    rows = []
+    for number, line, block_tokens in read_recording(lines, place, model):
+        output_tokens = line.output_tokens if line.output_tokens is not None else line.cap_tokens or 1
+        _check_lengths(line.prompt_tokens, output_tokens, f"{place}:{number}")
+        rows.append(
+            TraceRow(
+                at_s=line.at_s,
+                input_tokens=line.prompt_tokens,
+                output_tokens=output_tokens,
+                spans=_recorded_spans(line, number, block_tokens),
+            )
+        )
+    rows.sort(key=lambda row: row.at_s)
+    return rows
+
+
+def _recorded_spans(line: Recorded, number: int, block_tokens: int) -> tuple[Span, ...]:
+    """The runs, cut to the prompt's length, and what comes after the last full block as text of its own."""
+    spans, left = [], line.prompt_tokens
+    for start, blocks in line.runs:
+        if left > 0:
+            spans.append(Span(id=start, tokens=min(left, blocks * block_tokens)))
+            left -= spans[-1].tokens
+    if left > 0:
+        spans.append(Span(id=-2 * number - 1, tokens=left))
+    return tuple(spans)
 
 
 def _azure(lines: Iterable[tuple[int, str]], place: str) -> Iterator[tuple[int, TraceRow]]:
