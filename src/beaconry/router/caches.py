@@ -4,6 +4,9 @@ Both views live side by side all the time, so an endpoint whose events stop fall
 A prompt that is being prefilled for another request at this moment counts as there in either view: events tell of blocks only once they
 are computed.
 
+What an endpoint holds by its events is known to have been there, whoever sent it: another gateway, or this one before it was restarted.
+So a prompt that goes to its holder displaces nothing, although our own history knows nothing of it.
+
 Tokens beside the GPU count as matched, since they need not be computed, and their loading is a price in seconds that comes with them. What
 a shared store holds is every endpoint's alike: it makes nobody more attractive than the seconds that an endpoint's own copy saves.
 """
@@ -71,8 +74,10 @@ class Finding:
         matched = min(int(match.blocks * request.block_tokens), most)
         exact = bool(request.keys) and self._caches.is_exact(name, request.key_tokens)
         held = self._exact.get(name) if exact else None
+        known = match.known
         if exact:
             on_gpu = 0 if held is None else held.gpu * request.key_tokens
+            known = max(known, int(on_gpu / request.block_tokens))
             matched = min(max(on_gpu, matched if match.sharers else 0), most)
         loads: tuple[TierTokens, ...] = ()
         load_s = 0.0
@@ -80,11 +85,11 @@ class Finding:
             loads = self._loads(held or _NONE_HELD, matched, most)
             load_s = self._caches.loads.load_s(endpoint, loads)
             matched += sum(tokens for _, tokens in loads)
-        new_blocks = len(request.prefix) - match.known
-        displaced = self._caches.approximate.displaced(name, new_blocks) if new_blocks else 0.0
+        new_blocks = len(request.prefix) - known
+        displaced = self._caches.approximate.displaced(name, new_blocks) if new_blocks > 0 else 0.0
         return View(
             matched_tokens=matched,
-            known_tokens=max(matched, min(int(match.known * request.block_tokens), most)),
+            known_tokens=max(matched, min(int(known * request.block_tokens), most)),
             displaced_tokens=displaced * request.block_tokens,
             sharers=match.sharers,
             exact=exact,

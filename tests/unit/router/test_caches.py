@@ -121,3 +121,15 @@ def test_what_is_not_known_exactly_is_not_counted_on(states):
     found = caches("a", states=states)
     store(found, "a", Tier.CPU, 0, 30)
     assert (view(found, "a").matched_tokens, view(found, "a").loads) == (0, ())
+
+
+def test_a_prompt_displaces_nothing_where_it_is_held_although_another_gateway_sent_it_there():
+    found = caches("a", "b")
+    for name, others in (("a", range(1000, 1010)), ("b", range(2000, 2010))):  # both are full of something else
+        found.approximate.sized(name, 10)
+        found.approximate.confirmed(found.approximate.routed(name, tuple(others)), 0)
+    store(found, "a", Tier.GPU, 0, 40)
+    holder, stranger = view(found, "a"), view(found, "b")
+    assert (holder.known_tokens, holder.displaced_tokens) == (40 * SIZE, 0.0)
+    assert stranger.known_tokens == 0
+    assert stranger.displaced_tokens > 0
