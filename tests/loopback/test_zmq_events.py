@@ -304,6 +304,20 @@ def test_many_blocks_come_in_turns():
     run(scenario)
 
 
+def test_a_long_message_is_one_message_whatever_it_takes_to_read_it():
+    async def scenario():
+        async with publishing() as engine, listening(engine.source()) as listener:
+            await listener.until_exact()
+            before = listener.feeds.statistics()["a", 0].messages
+            engine.publish(*(stored(key) for key in KEYS[:1000]))
+            await listener.until_held(KEYS[:1000], a=1000)
+            statistics = listener.feeds.statistics()["a", 0]
+            assert (statistics.messages - before, statistics.malformed) == (1, 0)
+            assert statistics.stream.state is SourceState.EXACT
+
+    run(scenario)
+
+
 def test_the_event_loop_goes_round_between_turns():
     async def scenario():
         async with publishing() as engine:

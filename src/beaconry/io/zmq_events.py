@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import zmq
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from beaconry.config.kv_feed import KvFeed
 from beaconry.io.zmq_sockets import Readiness, Sock, connection_events, new_context, new_socket
@@ -30,12 +30,14 @@ from beaconry.kvindex.turns import in_turns, size_of
 from beaconry.router.facts import Fact, KvCleared, KvEvents, KvSourceChanged
 from beaconry.values.errors import EngineError
 from beaconry.values.kv_events import KvBatch, KvEvent, KvSource, SourceState
-from beaconry.wire.kv_events import decode, parse_frames
+from beaconry.wire.kv_events import decode, parse_frames, split
 
 _MESSAGE_COST = 16
 """Reading a message takes as long as applying so many blocks: about 20 us,"""
 _COST_BYTES = 1024
 """and as one more for so many bytes."""
+_LONG_BYTES = 16_384
+"""From this length on a message is decoded in parts: whole, those of long prefills take a quarter of a millisecond and more."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -81,8 +83,7 @@ class _Feed:
         self.lag_s = 0.0
 
     def read(self, frames: Sequence[bytes]) -> tuple[int | None, KvBatch] | None:
-        """A message as sequence number (None: end of a replay) and batch; None if it is malformed."""
-        self.messages += 1
+        """A message, or a part of one, as sequence number (None: end of a replay) and batch; None if it is malformed."""
         try:
             sequence, payload = parse_frames(frames)
             tokens = self.source.tokens if self.reading is None else self.reading.needs_tokens
@@ -223,8 +224,7 @@ class KvFeeds:
                     frames = sub.recv_multipart(zmq.NOBLOCK)
                 except zmq.Again:
                     return
-                message = feed.read(frames)
-                await self._spend(_MESSAGE_COST + len(frames[-1]) // _COST_BYTES)
+                message = await self._read_in_turns(feed, frames)
                 if message is None or message[0] is None:
                     continue
                 advance = feed.stream.live(message[0], message[1])
@@ -234,6 +234,23 @@ class KvFeeds:
                     feed.lag_s += time.time() - message[1].ts
             if advance.replay_from is not None:
                 await self._catch_up(feed, advance.replay_from)
+
+    async def _read_in_turns(self, feed: _Feed, frames: Sequence[bytes]) -> tuple[int | None, KvBatch] | None:
+        """A message as `_Feed.read` tells it, a long one part by part. The caller holds `_turn`."""
+        feed.messages += 1
+        *head, payload = frames
+        parts = [payload] if len(payload) < _LONG_BYTES else split(payload, self._limits.turn_blocks)
+        read: list[tuple[int | None, KvBatch]] = []
+        for part in parts:
+            message = feed.read([*head, part])
+            await self._spend(_MESSAGE_COST + len(part) // _COST_BYTES)
+            if message is None:
+                return None
+            read.append(message)
+        sequence, batch = read[0]
+        if len(read) > 1:
+            batch = structs.replace(batch, events=tuple([event for _, part in read for event in part.events]))
+        return sequence, batch
 
     async def _follow_up(self, feed: _Feed, advance: Advance) -> None:
         """Do what an advance says, its question included."""
@@ -329,9 +346,7 @@ class KvFeeds:
                 with suppress(zmq.Again):
                     while True:
                         async with self._turn:
-                            frames = dealer.recv_multipart(zmq.NOBLOCK)
-                            message = feed.read(frames)
-                            await self._spend(_MESSAGE_COST + len(frames[-1]) // _COST_BYTES)
+                            message = await self._read_in_turns(feed, dealer.recv_multipart(zmq.NOBLOCK))
                             if message is None:
                                 continue
                             sequence, batch = message

@@ -173,6 +173,21 @@ def decode(payload: bytes, *, tokens: bool = False) -> KvBatch:
     return KvBatch(ts=batch.ts, events=tuple(events), rank=batch.rank, skipped=skipped)
 
 
+def split(payload: bytes, events: int) -> list[bytes]:
+    """The same batch as payloads of at most so many events, for those who must not decode a long one in one go.
+
+    One that is short enough, or that cannot be read, stays as it is: decoding says what is wrong with it.
+    """
+    try:
+        batch = _ANY.decode(payload)
+    except _BROKEN:
+        return [payload]
+    if len(batch.events) <= events:
+        return [payload]
+    starts = range(0, len(batch.events), events)
+    return [msgspec.msgpack.encode([batch.ts, batch.events[at : at + events], batch.rank]) for at in starts]
+
+
 def _read(payload: bytes) -> tuple["_MapBatch | _RowBatch", int]:
     """All events of one form at once, as engines write them; else, or with unknown types between them, one by one."""
     for decoder in (_MAPS, _ROWS):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from beaconry.values.errors import EngineError
 from beaconry.values.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvBatch, Tier
-from beaconry.wire.kv_events import END, Form, decode, encode, encode_frames, parse_frames
+from beaconry.wire.kv_events import END, Form, decode, encode, encode_frames, parse_frames, split
 
 RECORDED = Path(__file__).parents[2] / "fixtures" / "kv_events"
 LOW_64 = (1 << 64) - 1
@@ -266,6 +266,18 @@ BATCH = st.builds(
 @given(BATCH, st.sampled_from(Form), st.booleans())
 def test_what_is_written_is_read_back(batch, form, digests):
     assert decode(encode(batch, form, digests=digests), tokens=True) == batch
+
+
+@given(BATCH, st.sampled_from(Form), st.integers(1, 4))
+def test_a_batch_in_parts_is_the_same_batch(batch, form, most):
+    parts = [decode(part, tokens=True) for part in split(encode(batch, form), most)]
+    assert tuple(event for part in parts for event in part.events) == batch.events
+    assert all((part.ts, part.rank) == (batch.ts, batch.rank) for part in parts)
+    assert all(len(part.events) <= most for part in parts)
+
+
+def test_what_cannot_be_read_is_not_split():
+    assert split(b"\xc1 not msgpack", 1) == [b"\xc1 not msgpack"]
 
 
 def test_the_form_is_byte_for_byte_that_of_vllm():
