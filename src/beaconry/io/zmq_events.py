@@ -239,7 +239,7 @@ class KvFeeds:
         """A message as `_Feed.read` tells it, a long one part by part. The caller holds `_turn`."""
         feed.messages += 1
         *head, payload = frames
-        parts = [payload] if len(payload) < _LONG_BYTES else split(payload, self._limits.turn_blocks)
+        parts: Iterable[bytes] = [payload] if len(payload) < _LONG_BYTES else split(payload, self._limits.turn_blocks)
         read: list[tuple[int | None, KvBatch]] = []
         for part in parts:
             message = feed.read([*head, part])

@@ -10,7 +10,7 @@ Source: vLLM `distributed/kv_events.py`, SGLang `disaggregation/kv_events.py`, a
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -173,7 +173,7 @@ def decode(payload: bytes, *, tokens: bool = False) -> KvBatch:
     return KvBatch(ts=batch.ts, events=tuple(events), rank=batch.rank, skipped=skipped)
 
 
-def split(payload: bytes, events: int) -> list[bytes]:
+def split(payload: bytes, events: int) -> Iterator[bytes]:
     """The same batch as payloads of at most so many events, for those who must not decode a long one in one go.
 
     One that is short enough, or that cannot be read, stays as it is: decoding says what is wrong with it.
@@ -181,11 +181,13 @@ def split(payload: bytes, events: int) -> list[bytes]:
     try:
         batch = _ANY.decode(payload)
     except _BROKEN:
-        return [payload]
+        yield payload
+        return
     if len(batch.events) <= events:
-        return [payload]
-    starts = range(0, len(batch.events), events)
-    return [msgspec.msgpack.encode([batch.ts, batch.events[at : at + events], batch.rank]) for at in starts]
+        yield payload
+        return
+    for at in range(0, len(batch.events), events):
+        yield msgspec.msgpack.encode([batch.ts, batch.events[at : at + events], batch.rank])
 
 
 def _read(payload: bytes) -> tuple["_MapBatch | _RowBatch", int]:
