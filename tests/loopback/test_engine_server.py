@@ -289,6 +289,26 @@ async def test_health_version_load_and_models_answer():
 
 
 @on_loop
+async def test_an_adapter_is_a_model_with_a_parent_and_blocks_of_its_own():
+    async with running(adapters={"ad": "/adapters/ad"}) as (_, port):
+        described = (await call(port, "/v1/models")).json["data"]
+        assert [(model["id"], model["root"], model["parent"]) for model in described] == [
+            ("tiny", "tiny", None),
+            ("alias", "tiny", None),
+            ("ad", "/adapters/ad", "tiny"),
+        ]
+        cached = []
+        for model in ("tiny", "ad", "ad"):
+            body = PROMPT | {"model": model, "prompt": "x" * 400, "max_tokens": 2}
+            cached.append(
+                (await call(port, "/v1/completions", body)).json["usage"]["prompt_tokens_details"]["cached_tokens"]
+            )
+        assert cached == [0, 0, 96]
+        names = [sorted(key) for key in await metrics(port) if key[0] == "vllm:lora_requests_info"]
+        assert names == [["", "", "1", "vllm:lora_requests_info"]]
+
+
+@on_loop
 async def test_metrics_have_vllm_s_names_and_add_up():
     async with running() as (_, port):
         for _ in range(2):

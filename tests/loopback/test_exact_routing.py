@@ -75,13 +75,13 @@ async def known(gateway: Gateway, count: int) -> None:
         await asyncio.sleep(0.05)
 
 
-def chat(text: str) -> dict[str, object]:
-    return {"model": "m", "messages": [{"role": "user", "content": text}], "max_tokens": 2}
+def chat(text: str, model: str = "m") -> dict[str, object]:
+    return {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 2}
 
 
-async def ask(gateway: Gateway, text: str) -> tuple[Reply, int, int]:
+async def ask(gateway: Gateway, text: str, model: str = "m") -> tuple[Reply, int, int]:
     """The reply, with predicted and reported cached tokens."""
-    reply = await send(gateway.port, post(chat(text), headers="x-beaconry-debug: 1\r\n"))
+    reply = await send(gateway.port, post(chat(text, model), headers="x-beaconry-debug: 1\r\n"))
     assert reply.status == 200, reply
     reported = reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
     return reply, int(reply.headers["x-beaconry-matched-tokens"]), reported
@@ -177,5 +177,25 @@ def test_blocks_in_an_engines_host_memory_are_predicted_as_well():
             right = sum(predicted == reported for _, predicted, reported in told)
             assert right >= 0.99 * len(told), [(p, r) for _, p, r in told if p != r]
             assert sum(int(reply.headers["x-beaconry-loaded-tokens"]) for reply, _, _ in told) > 0
+
+    run(main)
+
+
+def test_an_adapters_requests_are_predicted_exactly_and_share_nothing_with_the_models():
+    async def main():
+        async with fleet(2, "--lora-modules", "ad=/adapters/ad", "other=/adapters/other") as (gateway, _):
+            while "ad" not in gateway._router.models():
+                await asyncio.sleep(0.05)
+            text = " ".join(["again"] * 300)
+            for model in ("m", "ad", "other"):
+                _, predicted, reported = await ask(gateway, text, model)
+                assert (predicted, reported) == (0, 0)
+            told = [await ask(gateway, text, "ad") for text in prompts(Random(1), 30)]
+            assert all(reply.headers["x-beaconry-view"] == "exact" for reply, _, _ in told)
+            right = sum(predicted == reported for _, predicted, reported in told)
+            assert right >= 0.99 * len(told), [(p, r) for _, p, r in told if p != r]
+            assert sum(reported for _, _, reported in told) > 0
+            while not all(feed.verdict and feed.verdict.exact for feed in gateway._feeds.statistics().values()):
+                await asyncio.sleep(0.05)
 
     run(main)

@@ -12,9 +12,9 @@ from beaconry.config.gateway import Health, Limits, Scrape
 from beaconry.io.fetch import Fetched, fetch
 from beaconry.io.http_exchange import Exchange
 from beaconry.io.http_server import serve
-from beaconry.io.monitor import Monitor, is_healthy, metrics_path, next_due_s, share
+from beaconry.io.monitor import ADAPTERS, Monitor, is_healthy, metrics_path, next_due_s, share
 from beaconry.io.upstream import UpstreamPool
-from beaconry.router.facts import HealthChecked, LoadSampled
+from beaconry.router.facts import AdaptersSeen, HealthChecked, LoadSampled
 from beaconry.values.endpoint import Endpoint, EngineType
 from beaconry.values.errors import EngineError, OperatorError
 
@@ -105,7 +105,7 @@ async def watching(
 ) -> AsyncIterator[Watching]:
     async with asyncio.TaskGroup() as group:
         health = Health(interval_s=health_s, timeout_s=timeout_s)
-        one = Watching(group, health, Scrape(interval_s=scrape_s, timeout_s=timeout_s))
+        one = Watching(group, health, Scrape(interval_s=scrape_s, timeout_s=timeout_s, models_interval_s=scrape_s))
         try:
             yield one
         finally:
@@ -384,6 +384,40 @@ def test_cancelling_the_monitor_drops_what_is_under_way():
                 await engine.reached.wait()
                 watch.task.cancel()
                 await engine.left.wait()
+
+    run(main)
+
+
+CARDS = b'{"data": [{"id": "m", "root": "m", "parent": null}%b]}'
+ADAPTER = b', {"id": "ad", "root": "/ad", "parent": "m"}'
+
+
+def test_adapters_are_told_once_and_again_when_they_change():
+    async def main():
+        async with an_engine() as engine, watching() as watch:
+            engine.answers["/v1/models"] = (200, CARDS % ADAPTER)
+            watch.monitor.watch(endpoint(engine.port))
+            seen = await watch.next(lambda fact: isinstance(fact, AdaptersSeen))
+            assert (seen.name, seen.adapters) == ("e", {"ad": "/ad"})
+            engine.answers["/v1/models"] = (500, b"")
+            asked = len(engine.asked)
+            while engine.asked[asked:].count("/v1/models") < 3:
+                await asyncio.sleep(0.01)
+            engine.answers["/v1/models"] = (200, CARDS % b"")
+            seen = await watch.next(lambda fact: isinstance(fact, AdaptersSeen))
+            assert seen.adapters == {}
+
+    run(main)
+
+
+def test_of_an_engine_that_names_thousands_of_adapters_a_bounded_number_counts():
+    async def main():
+        async with an_engine() as engine, watching() as watch:
+            many = b"".join(b', {"id": "ad%d", "root": "/ad", "parent": "m"}' % i for i in range(2 * ADAPTERS))
+            engine.answers["/v1/models"] = (200, CARDS % many)
+            watch.monitor.watch(endpoint(engine.port))
+            seen = await watch.next(lambda fact: isinstance(fact, AdaptersSeen))
+            assert len(seen.adapters) == ADAPTERS
 
     run(main)
 

@@ -29,7 +29,7 @@ from beaconry.latency.tier_loads import TierLoads
 from beaconry.plugins.registry import Registry
 from beaconry.router.caches import Caches
 from beaconry.router.effects import Ended
-from beaconry.router.facts import Drain, EndpointGone, EndpointSeen, Fact
+from beaconry.router.facts import AdaptersSeen, Drain, EndpointGone, EndpointSeen, Fact
 from beaconry.router.router import Router
 from beaconry.router.statistics import RouterStatistics
 from beaconry.scheduling.scheduler import make_scheduler
@@ -141,6 +141,8 @@ class Gateway:
                 self._unwatch(fact.name)
             case _:
                 self._prompts.tell(fact)
+                if isinstance(fact, AdaptersSeen):
+                    self._feeds.adapters(fact.name, fact.adapters)
 
     def _hear(self, endpoint: Endpoint) -> None:
         """Follow an endpoint's KV events. What cannot be made of them must not keep it from serving: then it is seen approximately."""

@@ -71,6 +71,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--step-noise", type=float, default=0.0, help="relative deviation of step times (default: %(default)s)")
     add("--shutdown-timeout", type=float, default=20.0, metavar="SECONDS", help="how long running requests may finish after "
         "SIGTERM (default: %(default)s)")  # fmt: skip
+    add(
+        "--lora-modules",
+        nargs="+",
+        default=[],
+        metavar="NAME=PATH",
+        help="LoRA adapters that it answers to; they keep cached blocks apart and change nothing else",
+    )
     _configure_events(parser)
     _configure_offloading(parser)
 
@@ -154,6 +161,7 @@ def options_of(args: argparse.Namespace) -> EngineOptions:
         request_s=preset.request_s if args.step_time is None else 0.0,
         max_model_len=args.max_model_len or min(MAX_MODEL_LEN, settings.num_blocks * settings.block_tokens),
         speed=args.speed,
+        adapters=_adapters(args.lora_modules),
         seed=args.seed,
         hash_algorithm=args.prefix_caching_hash_algo,
         by_priority=args.scheduling_policy == "priority",
@@ -197,6 +205,13 @@ def _offload(args: argparse.Namespace, preset: Preset, block_tokens: int) -> Off
         )
     bytes_per_s = 1e9 * args.kv_offloading_bandwidth * preset.accelerators
     return OffloadOptions(blocks=blocks, load_s=block_bytes / bytes_per_s)
+
+
+def _adapters(modules: list[str]) -> dict[str, str]:
+    adapters = dict(module.partition("=")[::2] for module in modules)
+    if not all(name and path for name, path in adapters.items()):
+        raise OperatorError(f"--lora-modules {' '.join(modules)}: write NAME=PATH for each adapter")
+    return adapters
 
 
 def _kv_events(args: argparse.Namespace) -> KvEventsOptions | None:

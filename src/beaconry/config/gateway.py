@@ -102,6 +102,8 @@ class Scrape(Section, frozen=True):
     interval_s: Annotated[float, ABOVE_0] = 1.0
     timeout_s: Annotated[float, ABOVE_0] = 1.0
     body_bytes: int = 4_194_304
+    models_interval_s: Annotated[float, ABOVE_0] = 10.0
+    """Between two looks at the models served: a LoRA adapter loaded at run time is found within this."""
 
 
 class Tokens(Section, frozen=True):

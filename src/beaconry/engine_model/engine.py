@@ -127,6 +127,15 @@ class Engine:
         """Return the KV events since the last call, oldest first; none unless the engine records them."""
         return self._pool.take_events()
 
+    def adapters(self) -> tuple[set[str], set[str]]:
+        """Names of the LoRA adapters that some sequence runs with, and that some waits for. Walks over all sequences."""
+        running: set[str] = set()
+        waiting: set[str] = set()
+        for sequence in self._sequences.values():
+            if sequence.lora is not None:
+                (waiting if sequence.phase is Phase.WAITING else running).add(sequence.lora)
+        return running, waiting
+
     def reset_prefix_cache(self) -> bool:
         """Forget all cached blocks; False, and nothing done, while any sequence holds blocks."""
         return self._pool.clear()

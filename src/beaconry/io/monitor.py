@@ -1,28 +1,36 @@
-"""Asks every endpoint how it is: its health, and its load as its metrics page tells it.
+"""Asks every endpoint how it is: its health, its load as its metrics page tells it, and the LoRA adapters that it serves.
 
 One task per endpoint. The tasks are spread over the interval by their number (golden ratio, even for any count), and keep to a fixed
 grid, so that a fleet is asked evenly and not in bursts. An endpoint that does not answer its health check is not asked for its load.
 """
 
 import asyncio
+import itertools
 import logging
 import math
 from collections.abc import Callable
+from typing import Final
 
 from beaconry.config.gateway import Health, Scrape
 from beaconry.io.fetch import fetch
 from beaconry.io.upstream import UpstreamPool
-from beaconry.router.facts import Fact, HealthChecked, LoadSampled
+from beaconry.router.facts import AdaptersSeen, Fact, HealthChecked, LoadSampled
 from beaconry.values.endpoint import Endpoint, EngineType
 from beaconry.values.errors import EngineError, OperatorError
 from beaconry.wire.engine_metrics import parse_load
+from beaconry.wire.engine_pages import parse_models
 
 HEALTH_BYTES = 65_536
 """Of a health check's answer; engines send none or a line."""
 RECHECK = 0.25
 """Of the interval, from a failed health check to the next one."""
+MODELS_BYTES = 1_048_576
+ADAPTERS: Final = 1024
+"""Of one endpoint, at most: each becomes a label of the metrics."""
 RETRY_MAX_S = 60.0
 """How rarely an endpoint without metrics is asked for them: it may get some by a restart with other flags."""
+_WITH_ADAPTERS = frozenset({EngineType.VLLM, EngineType.SGLANG, EngineType.SIM})
+"""Engines whose model list tells adapters from models."""
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 _LOG = logging.getLogger(__name__)
 
@@ -89,11 +97,14 @@ class Monitor:
     async def _follow(self, endpoint: Endpoint, phase: float) -> None:
         """Check and scrape one endpoint, beginning after `phase` (0..1) of the interval."""
         healthy, pause_s = True, self._scrape.interval_s
+        adapters: dict[str, str] | None = None
         begun_s = self._now_s()
         check_s = begun_s + phase * self._health.interval_s
         scrape_s = begun_s + phase * pause_s
+        models_s = scrape_s if endpoint.engine in _WITH_ADAPTERS else math.inf
+        models_pace_s = self._scrape.models_interval_s
         while True:
-            due_s = min(check_s, scrape_s)
+            due_s = min(check_s, scrape_s, models_s)
             await asyncio.sleep(due_s - self._now_s())
             # what was due counts as due, although a timer may ring a fraction of a millisecond early
             if check_s <= max(due_s, self._now_s()):
@@ -106,6 +117,10 @@ class Monitor:
                 if healthy:
                     pause_s = await self._sample(endpoint, pause_s)
                 scrape_s = next_due_s(scrape_s, pause_s, self._now_s())
+            if models_s <= max(due_s, self._now_s()):
+                if healthy:
+                    adapters = await self._list_adapters(endpoint, adapters)
+                models_s = next_due_s(begun_s + phase * models_pace_s, models_pace_s, self._now_s())
 
     async def _check(self, endpoint: Endpoint, *, before: bool) -> bool:
         """Check health once and tell it; log it where it differs from `before`."""
@@ -123,6 +138,23 @@ class Monitor:
             _LOG.warning("endpoint %s fails its health check: %s", endpoint.name, why)
         self._tell(HealthChecked(endpoint.name, healthy))
         return healthy
+
+    async def _list_adapters(self, endpoint: Endpoint, before: dict[str, str] | None) -> dict[str, str] | None:
+        """Read which adapters are served, and tell it where that differs from `before`. Returns what is known now."""
+        scrape = self._scrape
+        try:
+            answer = await fetch(
+                self._pool_of(endpoint), "/v1/models", endpoint.address, scrape.timeout_s, MODELS_BYTES
+            )
+        except EngineError:
+            return before
+        models = parse_models(answer.body) if answer.status == 200 else None
+        if models is None:
+            return before
+        adapters = dict(itertools.islice(models.adapters.items(), ADAPTERS))
+        if adapters != before:
+            self._tell(AdaptersSeen(endpoint.name, adapters))
+        return adapters
 
     async def _sample(self, endpoint: Endpoint, pause_s: float) -> float:
         """Scrape once and tell what was found. Returns the time between this and the next scrape, given the last one."""

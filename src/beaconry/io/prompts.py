@@ -19,8 +19,8 @@ from beaconry.io.token_source import Source
 from beaconry.io.tokenizing import Tokenizing, TokenizingStatistics, keys_of
 from beaconry.io.upstream import UpstreamPool
 from beaconry.kvindex.block_keys import BlockKeys
-from beaconry.router.facts import Fact, HealthChecked, LoadSampled
-from beaconry.values.block_hash import BlockHasher
+from beaconry.router.facts import AdaptersSeen, Fact, HealthChecked, LoadSampled
+from beaconry.values.block_hash import Adapter, BlockHasher
 from beaconry.values.endpoint import Endpoint, EngineType
 from beaconry.values.kv_events import KvBlocks
 from beaconry.values.request import Api, Usage
@@ -67,6 +67,8 @@ class Prompts:
         """Those whose engines tell their events and how they hash."""
         self._endpoints: dict[str, Endpoint] = {}
         """All that serve, by name."""
+        self._adapters: dict[str, dict[str, str]] = {}
+        """Paths of the LoRA adapters that each endpoint serves, by their names."""
         self._healthy: set[str] = set()
         """Names of those whose last health check passed."""
 
@@ -74,6 +76,8 @@ class Prompts:
         """Take what is of interest here from what the router is told. Raises OperatorError as `seen` does."""
         if isinstance(fact, HealthChecked):
             (self._healthy.add if fact.healthy else self._healthy.discard)(fact.name)
+        elif isinstance(fact, AdaptersSeen):
+            self._adapters[fact.name] = dict(fact.adapters)
         elif isinstance(fact, LoadSampled):
             endpoint, size = self._endpoints.get(fact.name), fact.sample.block_tokens
             if (
@@ -98,16 +102,18 @@ class Prompts:
     def gone(self, name: str) -> None:
         """An endpoint serves no longer."""
         self._endpoints.pop(name, None)
+        self._adapters.pop(name, None)
         self._healthy.discard(name)
 
     def begin(self, model: str, api: Api, body: bytes) -> Keyed | Awaitable[Keyed] | None:
         """The keys at once, or what to await for them; None if the model's engines tell no events."""
-        known = self._models.get(model)
+        known, adapter = self._known(model)
         if known is None or api not in (Api.CHAT, Api.COMPLETIONS):
             return None
-        found = known.tokenizing.begin(api, body)
-        if not isinstance(found, PromptTokens):
-            return _later(known, found)
+        told = known.tokenizing.begin(api, body)
+        if not isinstance(told, PromptTokens):
+            return _later(known, told, adapter)
+        found = _of_adapter(told, adapter)
         if found.ids is not None and len(found.ids) > INLINE_TOKENS:
             return _hashed(known, found)
         if found.ids is None or known.keys.hasher.doubt(found.extras) is not None:
@@ -116,13 +122,27 @@ class Prompts:
 
     def reported(self, model: str, tokens: PromptTokens, usage: Usage) -> None:
         """Hold our token count against the engine's."""
-        known = self._models.get(model)
+        known, _ = self._known(model)
         if known is not None:
             known.tokenizing.reported(tokens, usage.prompt_tokens)
 
     def statistics(self) -> dict[str, TokenizingStatistics]:
         """Counts by model."""
         return {name: known.tokenizing.statistics() for name, known in self._models.items()}
+
+    def _known(self, model: str) -> tuple[_Model | None, Adapter | None]:
+        """The model that a request names, by its own name or by that of an adapter to it, which is told as well.
+
+        Engines that were told different paths of one adapter name its blocks differently: the first one's names count.
+        """
+        known = self._models.get(model)
+        if known is not None:
+            return known, None
+        for name, adapters in self._adapters.items():
+            endpoint = self._endpoints.get(name)
+            if model in adapters and endpoint is not None:
+                return self._models.get(endpoint.model), (model, adapters[model])
+        return None, None
 
     def _sources(self, endpoint: Endpoint) -> list[Source]:
         model, cache_bytes = endpoint.model, self._knobs.cache_bytes
@@ -140,11 +160,16 @@ class Prompts:
         return [e for e in self._endpoints.values() if e.model == model and e.name in self._healthy]
 
 
-async def _later(known: _Model, found: Awaitable[PromptTokens]) -> Keyed:
-    return await _hashed(known, await found)
+async def _later(known: _Model, told: Awaitable[PromptTokens], adapter: Adapter | None) -> Keyed:
+    return await _hashed(known, _of_adapter(await told, adapter))
 
 
 async def _hashed(known: _Model, found: PromptTokens) -> Keyed:
     if found.ids is None or known.keys.hasher.doubt(found.extras) is not None:
         return Keyed(found, (), 0)
     return Keyed(found, await keys_of(known.keys, found.ids, found.extras), known.key_tokens)
+
+
+def _of_adapter(tokens: PromptTokens, adapter: Adapter | None) -> PromptTokens:
+    """The same tokens, whose blocks are an adapter's own."""
+    return tokens if adapter is None else structs.replace(tokens, extras=structs.replace(tokens.extras, lora=adapter))

@@ -14,7 +14,7 @@ per message.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import zmq
@@ -63,10 +63,10 @@ class FeedStatistics(Struct, frozen=True, kw_only=True):
 class _Feed:
     """One source: its order, and what was counted."""
 
-    def __init__(self, source: KvSource) -> None:
+    def __init__(self, source: KvSource, adapters: Mapping[str, str]) -> None:
         self.source = source
         self.stream = SourceStream(replays=source.replay is not None)
-        self.reading = None if source.blocks is None or source.tokens else Reading(source.blocks)
+        self.reading = None if source.blocks is None or source.tokens else Reading(source.blocks, adapters)
         """None: events are told as they are."""
         self.warned = ""
         """The last warning about its hashes: a restart alone is no reason to repeat it."""
@@ -118,6 +118,8 @@ class KvFeeds:
         self._tell = tell
         self._limits = limits or KvFeed()
         self._sources: dict[tuple[str, int], KvSource] = {}
+        self._adapters: dict[str, dict[str, str]] = {}
+        """Paths of each endpoint's LoRA adapters by name; its feeds read what is here at the time."""
         self._feeds: dict[tuple[str, int], _Feed] = {}
         """While running: one per source, with a task each."""
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -135,7 +137,7 @@ class KvFeeds:
         key = (source.name, source.rank)
         if self._sources.get(key) == source:
             return
-        feed = _Feed(source)
+        feed = self._feed(source)
         self._stop(key)
         self._sources[key] = source
         if self._group is not None:
@@ -146,6 +148,13 @@ class KvFeeds:
         for key in [key for key in self._sources if key[0] == name]:
             del self._sources[key]
             self._stop(key)
+        self._adapters.pop(name, None)
+
+    def adapters(self, name: str, adapters: Mapping[str, str]) -> None:
+        """Know an endpoint's LoRA adapters: paths by name, which its events leave out and its block hashes have in them."""
+        known = self._adapters.setdefault(name, {})
+        known.clear()
+        known.update(adapters)
 
     async def run(self) -> None:
         """Listen until cancelled."""
@@ -154,7 +163,7 @@ class KvFeeds:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 for source in self._sources.values():
-                    self._begin(group, _Feed(source))
+                    self._begin(group, self._feed(source))
                 await asyncio.Event().wait()
         finally:
             self._group = None
@@ -165,6 +174,9 @@ class KvFeeds:
     def statistics(self) -> dict[tuple[str, int], FeedStatistics]:
         """By endpoint and rank; only while running."""
         return {key: feed.statistics() for key, feed in self._feeds.items()}
+
+    def _feed(self, source: KvSource) -> _Feed:
+        return _Feed(source, self._adapters.setdefault(source.name, {}))
 
     def _begin(self, group: asyncio.TaskGroup, feed: _Feed) -> None:
         key = (feed.source.name, feed.source.rank)

@@ -41,7 +41,7 @@ class DualKeys:
 
     def __init__(self, hasher: BlockHasher, adapters: Mapping[str, str] | None = None, limit: int = 1 << 20) -> None:
         self._hasher = hasher
-        self._adapters = adapters or {}
+        self._adapters = {} if adapters is None else adapters
         """Paths of LoRA adapters by name."""
         self._limit = limit
         self._ours: dict[int, int] = {}

@@ -13,6 +13,7 @@ Invariants, verified by `check()`: events are kept while testing only, `KEPT_BLO
 """
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Final
 
 from msgspec import Struct
@@ -43,10 +44,14 @@ class Told(Struct, frozen=True):
 class Reading:
     """Of one source. `verdict` is the self-test's, None while there is none."""
 
-    def __init__(self, blocks: KvBlocks) -> None:
-        """`blocks`: how the engine is configured to hash. OperatorError if nobody can hash like that."""
+    def __init__(self, blocks: KvBlocks, adapters: Mapping[str, str] | None = None) -> None:
+        """`blocks`: how the engine is configured to hash; OperatorError if nobody can hash like that.
+
+        `adapters`: paths of its LoRA adapters by name; the caller may add to it as they become known.
+        """
         self._blocks = blocks
-        self._dual = DualKeys(BlockHasher(blocks.block_tokens or 1, blocks.algorithm, blocks.seed))
+        self._adapters: Mapping[str, str] = {} if adapters is None else adapters
+        self._dual = DualKeys(BlockHasher(blocks.block_tokens or 1, blocks.algorithm, blocks.seed), self._adapters)
         """Links blocks of whatever size events have. In use until the verdict, and after a bad one."""
         self._test: SelfTest | None = None
         """None before the block size is known, from the configuration or from an event."""
@@ -111,7 +116,7 @@ class Reading:
             if not size:
                 return None
             settings = HashSettings(algorithm=self._blocks.algorithm, seed=self._blocks.seed, block_tokens=size)
-            self._test = SelfTest(settings)
+            self._test = SelfTest(settings, self._adapters)
         verdict = self._test.hear(events)
         if verdict is not None and verdict.share is None:
             self._test.restart()

@@ -21,7 +21,8 @@ class SelfTest:
 
     def __init__(self, settings: HashSettings, adapters: Mapping[str, str] | None = None) -> None:
         self._settings = settings
-        self._adapters = dict(adapters or {})
+        self._adapters = {} if adapters is None else adapters
+        """Paths by name. The caller may add to it as adapters become known."""
         self._gathered: list[BlockStored] = []
         """Until the verdict; at most KEPT_EVENTS."""
         self.verdict: Agreement | None = None

@@ -3,6 +3,7 @@
 A *leg* is one attempt of a request on one endpoint, named by the router when it starts it.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 from msgspec import Struct
@@ -101,6 +102,14 @@ class LoadSampled(Struct, frozen=True):
     sample: LoadSample
 
 
+class AdaptersSeen(Struct, frozen=True):
+    """The LoRA adapters that an endpoint serves beside its model, each under a name of its own."""
+
+    name: str
+    adapters: Mapping[str, str]
+    """Paths by name, as the engine was told them: both enter its block hashes."""
+
+
 class KvEvents(Struct, frozen=True):
     """An engine's cache has changed. A few hundred blocks at most: more come as several facts."""
 
@@ -148,6 +157,7 @@ Fact = (
     | EndpointGone
     | HealthChecked
     | LoadSampled
+    | AdaptersSeen
     | KvEvents
     | KvCleared
     | KvSourceChanged

@@ -42,6 +42,8 @@ class Member:
         self._knobs = knobs
         self.gone = False
         """Discovery no longer names it; it stays until its last leg has ended."""
+        self.adapters: tuple[str, ...] = ()
+        """Names of the LoRA adapters that it serves beside its model."""
         self.sample: LoadSample | None = None
         self.prefilling: dict[int, InFlight] = {}
         """Legs without first byte, oldest first."""

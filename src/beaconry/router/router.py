@@ -17,6 +17,7 @@ from beaconry.router.deadlines import NEVER, DeadlineQueue
 from beaconry.router.effects import Answer, BreakStream, CancelLeg, Effect, Ended, StartLeg, WakeAt
 from beaconry.router.exchange import Exchange, Leg
 from beaconry.router.facts import (
+    AdaptersSeen,
     ClientLeft,
     Drain,
     EndpointGone,
@@ -73,7 +74,7 @@ class Router:
         self._members: dict[str, Member] = {}
         """All endpoints by name, gone ones until their last leg has ended."""
         self._models: dict[str, list[Member]] = {}
-        """Those that are not gone, by model; no empty lists."""
+        """Those that are not gone, by what they serve: models, and LoRA adapters that no model has the name of; no empty lists."""
         self._exchanges: dict[str, Exchange] = {}
         """Requests that have not ended."""
         self._legs: dict[int, Leg] = {}
@@ -91,7 +92,7 @@ class Router:
         """The time last asked for."""
         self._budget = RetryBudget(retry.budget_ratio, retry.budget_floor)
         self._counters: dict[str, ModelCounters] = {}
-        """By model; only models that some endpoint serves or served, so clients cannot grow it."""
+        """By model or adapter; only those that some endpoint serves or served, so clients cannot grow it."""
         self._refused = 0
         self._retries = 0
         self._on: dict[type, Callable[[Any, float, list[Effect]], None]] = {
@@ -106,6 +107,7 @@ class Router:
             EndpointGone: self._endpoint_gone,
             HealthChecked: self._health_checked,
             LoadSampled: self._load_sampled,
+            AdaptersSeen: self._adapters_seen,
             KvEvents: self._kv_events,
             KvCleared: self._kv_cleared,
             KvSourceChanged: self._kv_source_changed,
@@ -374,6 +376,7 @@ class Router:
             member = self._members[endpoint.name] = Member(endpoint, self._health)
         elif member.endpoint.address != endpoint.address or member.gone:
             self._learning.forget(endpoint.name)
+            member.adapters = ()
         member.endpoint = endpoint
         member.gone = False
         self._counters.setdefault(endpoint.model, ModelCounters())
@@ -391,9 +394,15 @@ class Router:
 
     def _regroup(self) -> None:
         self._models = {}
-        for member in self._members.values():
-            if not member.gone:
-                self._models.setdefault(member.endpoint.model, []).append(member)
+        serving = [member for member in self._members.values() if not member.gone]
+        for member in serving:
+            self._models.setdefault(member.endpoint.model, []).append(member)
+        models = set(self._models)
+        for member in serving:
+            for adapter in member.adapters:
+                if adapter not in models:
+                    self._models.setdefault(adapter, []).append(member)
+                    self._counters.setdefault(adapter, ModelCounters())
 
     def _health_checked(self, fact: HealthChecked, now_s: float, effects: list[Effect]) -> None:
         member = self._members.get(fact.name)
@@ -410,6 +419,12 @@ class Router:
         if member is not None:
             member.sample = fact.sample
             self._learning.sampled(member.endpoint, fact.sample)
+
+    def _adapters_seen(self, fact: AdaptersSeen, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
+        member = self._members.get(fact.name)
+        if member is not None:
+            member.adapters = tuple(fact.adapters)
+            self._regroup()
 
     # -- engines' caches. News of an endpoint that is not known (any more) would be held for ever: it is dropped.
 

@@ -73,6 +73,25 @@ class ActiveRequests:
         return [(most - c.in_flight) / most if c.in_flight else 1.0 for c in candidates]
 
 
+class LoraAffinity:
+    """1 where the request's adapter runs, 0.8 where another one could, 0.6 where others wait for it, else 0.
+
+    A request for the model itself is indifferent to adapters: 1 everywhere. So is one for an endpoint that does not say, at 0.8.
+    """
+
+    def score(self, request: Request, candidates: Sequence[Candidate]) -> Sequence[float]:
+        """By the adapters running and waiting, as scraped."""
+        return [self._score(request.model, c) for c in candidates]
+
+    def _score(self, name: str, candidate: Candidate) -> float:
+        load = None if candidate.sample is None else candidate.sample.adapters
+        if name == candidate.endpoint.model or (load is not None and name in load.running):
+            return 1.0
+        if load is None or load.slots is None or len(load.running | load.waiting) < load.slots:
+            return 0.8
+        return 0.6 if name in load.waiting else 0.0
+
+
 def _waiting(candidate: Candidate) -> float:
     sample = candidate.sample
     return candidate.prefilling if sample is None or sample.waiting is None else sample.waiting

@@ -87,6 +87,17 @@ class Endpoint(Struct, frozen=True, kw_only=True):
         return f"{self.host}:{self.port}"
 
 
+class AdapterLoad(Struct, frozen=True, kw_only=True):
+    """Which LoRA adapters an engine is busy with."""
+
+    running: frozenset[str]
+    """Some request runs with them: they are in the accelerator's memory."""
+    waiting: frozenset[str]
+    """Some request waits for them."""
+    slots: int | None = None
+    """Adapters that may run at once; None if the engine does not say."""
+
+
 class LoadSample(Struct, frozen=True, kw_only=True):
     """One scrape of an engine's metrics. A field is None if the engine does not export it."""
 
@@ -97,6 +108,7 @@ class LoadSample(Struct, frozen=True, kw_only=True):
     """Share of KV blocks in use by requests, 0..1 (not counting idle cached blocks)."""
     kv_blocks: int | None = None
     block_tokens: int | None = None
+    adapters: AdapterLoad | None = None
 
 
 def _port_plus(address: str, rank: int) -> str:

@@ -14,11 +14,13 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from beaconry.values.endpoint import EngineType, LoadSample
+from beaconry.values.endpoint import AdapterLoad, EngineType, LoadSample
 
 LABEL_SETS = 1024
 """Read per family: more ranks than any engine has, few enough for a page that consists of nothing else."""
 _COUNT_LIMIT = 2.0**53
+_DIGITS = 10
+_LABEL = re.compile(rb'(\w+)="([^"]*)"')
 _AFTER_NAME = (b"{", b" ", b"\t")
 _VALUE_LINE = re.compile(rb"(?:\{.*\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?[ \t\r]*")
 
@@ -34,6 +36,8 @@ class _Families(Struct, frozen=True, kw_only=True):
     kv_usage: Sources = ()
     kv_blocks: Sources = ()
     block_tokens: Sources = ()
+    adapters: bytes = b""
+    """A family with labels as in vLLM's."""
 
 
 _VLLM = _Families(
@@ -42,6 +46,7 @@ _VLLM = _Families(
     kv_usage=((b"vllm:kv_cache_usage_perc", b""), (b"vllm:gpu_cache_usage_perc", b"")),
     kv_blocks=((b"vllm:cache_config_info", b"num_gpu_blocks"),),
     block_tokens=((b"vllm:cache_config_info", b"block_size"),),
+    adapters=b"vllm:lora_requests_info",
 )
 _FAMILIES = {
     EngineType.VLLM: _VLLM,
@@ -81,7 +86,30 @@ def parse_load(text: bytes, engine: EngineType, at_s: float) -> LoadSample:
         kv_usage=_share(_values(page, families.kv_usage)),
         kv_blocks=_count(_values(page, families.kv_blocks)),
         block_tokens=_count(_values(page, families.block_tokens)[:1]) or None,  # the same for all ranks
+        adapters=_adapters(page, families.adapters) if families.adapters else None,
     )
+
+
+def _adapters(page: bytes, family: bytes) -> AdapterLoad | None:
+    """The latest of the family's series: each has names as labels and its time as value, and old ones stay on the page."""
+    latest: dict[bytes, bytes] | None = None
+    at = -math.inf
+    for line in _lines(page, family):
+        told_at = _number(_VALUE_LINE.fullmatch(line))
+        if told_at > at:
+            latest, at = dict(_LABEL.findall(line)), told_at
+    if latest is None:
+        return None
+    slots = latest.get(b"max_lora", b"")
+    return AdapterLoad(
+        running=_names(latest.get(b"running_lora_adapters", b"")),
+        waiting=_names(latest.get(b"waiting_lora_adapters", b"")),
+        slots=int(slots) if slots.isdigit() and len(slots) < _DIGITS else None,
+    )
+
+
+def _names(joined: bytes) -> frozenset[str]:
+    return frozenset(name for name in joined.decode("utf-8", "replace").split(",") if name)
 
 
 def _values(page: bytes, sources: Sources) -> list[float]:

@@ -93,7 +93,7 @@ class PromptTokens(Struct, frozen=True, kw_only=True):
     kind: str = ""
     """What kind of request it was: see `Chat.kind`. Empty if the body could not be read."""
     extras: Extras = PLAIN
-    """Salt and media items, for the block keys. The adapter is the engine's to know."""
+    """Salt, media items and adapter, for the block keys."""
     reason: Reason | None = None
     """Why the tokens are not from the first source."""
     detail: str = ""

@@ -31,3 +31,9 @@ def test_without_the_flag_nothing_is_offloaded():
 def test_a_tier_without_room_or_speed_is_refused(flags):
     with pytest.raises(OperatorError, match="--kv-offloading-size"):
         options(*flags)
+
+
+def test_adapters_have_names_and_paths():
+    assert options("--lora-modules", "a=/x", "b=/y").adapters == {"a": "/x", "b": "/y"}
+    with pytest.raises(OperatorError, match="write NAME=PATH"):
+        options("--lora-modules", "a")

@@ -8,11 +8,11 @@ import pytest
 
 from beaconry.config.gateway import Tokens
 from beaconry.io.prompts import Keyed, Prompts
-from beaconry.router.facts import LoadSampled
-from beaconry.values.block_hash import DEFAULT_SEED
+from beaconry.router.facts import AdaptersSeen, LoadSampled
+from beaconry.values.block_hash import DEFAULT_SEED, BlockHasher
 from beaconry.values.endpoint import Endpoint, EngineType, KvEventsAddress, LoadSample
 from beaconry.values.kv_events import KvBlocks
-from beaconry.values.request import Api
+from beaconry.values.request import Api, Usage
 
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "word " * 200}]}).encode()
 
@@ -33,9 +33,9 @@ def prompts():
         yield Prompts(Tokens(ask_engines=False), executor, lambda _: None, lambda: 0.0)
 
 
-def keyed(prompts: Prompts, body: bytes = BODY) -> Keyed | None:
+def keyed(prompts: Prompts, body: bytes = BODY, model: str = "m") -> Keyed | None:
     async def main() -> Keyed | None:
-        found = prompts.begin("m", Api.CHAT, body)
+        found = prompts.begin(model, Api.CHAT, body)
         return found if found is None or isinstance(found, Keyed) else await found
 
     return asyncio.run(main())
@@ -74,3 +74,17 @@ def test_long_prompts_are_hashed_in_slices_to_the_same_keys(prompts: Prompts):
     found = keyed(prompts, long)
     if found.tokens.ids is not None:  # else it missed its deadline on a busy machine, and is known the second time
         assert list(found.keys) == list(keyed(prompts, long).keys)
+
+
+def test_an_adapters_prompts_have_keys_of_their_own_made_of_its_name_and_path(prompts: Prompts):
+    prompts.seen(endpoint(16))
+    assert keyed(prompts, model="ad") is None
+    prompts.tell(AdaptersSeen("e", {"ad": "/adapters/ad"}))
+    found = keyed(prompts, model="ad")
+    tokens = found.tokens.ids
+    assert list(found.keys) == BlockHasher(16).hashes(tokens, lora=("ad", "/adapters/ad"))
+    assert not set(found.keys) & set(keyed(prompts).keys)
+    prompts.reported("ad", found.tokens, Usage(prompt_tokens=len(tokens), completion_tokens=1))
+    assert sum(prompts.statistics()["m"].agreed.values()) == 1
+    prompts.gone("e")
+    assert keyed(prompts, model="ad") is None

@@ -155,3 +155,17 @@ def test_a_block_size_that_is_not_configured_is_the_engines():
 def test_an_unknown_way_of_hashing_is_refused_at_once():
     with pytest.raises(OperatorError, match="unknown block hash 'md5'"):
         Reading(structs.replace(BLOCKS, algorithm="md5"))
+
+
+def test_an_adapters_blocks_are_verified_and_translated_once_its_path_is_known():
+    adapters = {}
+    reading, prompt = Reading(BLOCKS, adapters), tokens(ENOUGH_BLOCKS)
+    hashes = tuple(hash_ & MASK64 for hash_ in THEIRS.hashes(prompt, lora=("ad", "/ad")))
+    event = BlockStored(block_hashes=hashes, parent_hash=None, token_ids=tuple(prompt), block_tokens=SIZE, lora="ad")
+    assert reading.take((event,)).verdict is None
+    adapters["ad"] = "/ad"
+    told = reading.take((event,))
+    assert told.verdict.agreed == 0
+    assert [list(one.block_hashes) for one in told.events] == [
+        [hash_ & MASK64 for hash_ in OURS.hashes(prompt, lora=("ad", "/ad"))]
+    ]

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from msgspec import structs
 
 from beaconry.config.gateway import Deadlines, Health, Retry
 from beaconry.kvindex.approximate import ApproximateIndex
@@ -15,6 +16,7 @@ from beaconry.plugins.registry import Registry
 from beaconry.router.caches import Caches
 from beaconry.router.effects import Answer, BreakStream, CancelLeg, Effect, Ended, StartLeg, WakeAt
 from beaconry.router.facts import (
+    AdaptersSeen,
     ClientLeft,
     Drain,
     EndpointGone,
@@ -113,6 +115,35 @@ def test_without_any_endpoint_left_the_answer_is_503():
     bench.tell(EndpointSeen(endpoint("a", draining=True)))
     answer, end = bench.tell(RequestArrived(request("r")))
     assert (answer.status, end.outcome, answer.retry_after_s) == (503, Outcome.NO_ENDPOINT, 1.0)
+
+
+def test_a_request_for_an_adapter_goes_to_an_endpoint_that_serves_it():
+    bench = Bench("abc")
+    assert isinstance(bench.tell(RequestArrived(request("early", model="ad")))[0], Answer)
+    bench.tell(AdaptersSeen("b", {"ad": "/ad"}))
+    assert bench.router.models() == ("m", "ad")
+    assert {bench.send(str(i), model="ad").endpoint.name for i in range(4)} == {"b"}
+    bench.tell(AdaptersSeen("c", {"ad": "/ad"}))
+    assert {bench.send(f"more{i}", model="ad").endpoint.name for i in range(4)} == {"b", "c"}
+    bench.tell(AdaptersSeen("b", {}))
+    bench.tell(EndpointGone("c"))
+    answer, _ = bench.tell(RequestArrived(request("late", model="ad")))
+    assert answer.status == 404
+
+
+def test_an_adapter_never_takes_the_name_of_a_model():
+    bench = Bench("ab")
+    bench.tell(EndpointSeen(structs.replace(endpoint("c"), model="other")))
+    bench.tell(AdaptersSeen("c", {"m": "/evil", "ad": "/ad"}))
+    assert {bench.send(str(i)).endpoint.name for i in range(4)} == {"a", "b"}
+    assert bench.router.models() == ("m", "other", "ad")
+
+
+def test_an_address_that_changes_has_no_adapters_until_they_are_seen_again():
+    bench = Bench("a")
+    bench.tell(AdaptersSeen("a", {"ad": "/ad"}))
+    bench.tell(EndpointSeen(structs.replace(endpoint("a"), port=1)))
+    assert bench.router.models() == ("m",)
 
 
 @pytest.mark.parametrize("fault", [Fault.CONNECT, Fault.RESET, Fault.STATUS, Fault.ABORTED, Fault.PROTOCOL])

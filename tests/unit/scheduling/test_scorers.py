@@ -4,14 +4,18 @@ from collections import Counter
 from random import Random
 
 import pytest
+from msgspec import structs
 
 from beaconry.latency.rates import RateBook
+from beaconry.plugins.registry import Registry
 from beaconry.scheduling.filters import PrefixCacheAffinity
+from beaconry.scheduling.lora_load import LOAD_S, LoraLoad
 from beaconry.scheduling.pickers import MaxScore, RandomPick, WeightedRandom
 from beaconry.scheduling.scorers import (
     ActiveRequests,
     KvCacheUtilization,
     LoadAware,
+    LoraAffinity,
     PrefixCache,
     Queue,
     RunningRequests,
@@ -19,7 +23,7 @@ from beaconry.scheduling.scorers import (
 )
 from beaconry.scheduling.weighted import LlmDWeighted
 from beaconry.values.candidate import Candidate
-from beaconry.values.endpoint import Endpoint, LoadSample
+from beaconry.values.endpoint import AdapterLoad, Endpoint, LoadSample
 from beaconry.values.request import Api, Request
 
 REQUEST = Request(id="r", model="m", api=Api.CHAT, arrived_s=0.0, prompt_tokens=1000)
@@ -55,6 +59,31 @@ def candidates(*each):
 )
 def test_scores_follow_the_formula(scorer, fleet, scores):
     assert scorer.score(REQUEST, candidates(*fleet)) == pytest.approx(scores)
+
+
+def busy(running="", waiting="", slots=2):
+    return {"sample": {"adapters": AdapterLoad(running=frozenset(running), waiting=frozenset(waiting), slots=slots)}}
+
+
+FLEET = (busy("ax"), busy("b"), busy("bc", "a"), busy("bc"), {})
+
+
+def test_an_adapter_goes_where_it_runs_then_where_one_could_then_where_others_wait_for_it():
+    asked = structs.replace(REQUEST, model="a")
+    assert LoraAffinity().score(asked, candidates(*FLEET)) == [1.0, 0.8, 0.6, 0.0, 0.8]
+    assert LoraAffinity().score(REQUEST, candidates(*FLEET)) == [1.0] * len(FLEET)
+
+
+def test_an_adapter_costs_its_loading_where_the_engine_is_known_not_to_have_it():
+    asked, term = structs.replace(REQUEST, model="a"), LoraLoad()
+    assert [term.cost_s(asked, c, None) for c in candidates(*FLEET)] == [0.0, LOAD_S, 0.0, LOAD_S, 0.0]
+    assert [term.cost_s(REQUEST, c, None) for c in candidates(*FLEET)] == [0.0] * len(FLEET)
+
+
+def test_both_are_found_by_their_names():
+    registry = Registry.installed()
+    assert registry.factory("cost-term", "lora-load") is LoraLoad
+    assert registry.factory("scorer", "lora-affinity-scorer") is LoraAffinity
 
 
 def test_the_default_profile_weighs_queue_2_kv_2_prefix_3():

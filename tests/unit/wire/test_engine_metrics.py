@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from beaconry.values.endpoint import EngineType, LoadSample
+from beaconry.values.endpoint import AdapterLoad, EngineType, LoadSample
 from beaconry.wire.engine_metrics import LABEL_SETS, parse_load
 
 VLLM_PAGE = b"""\
@@ -170,3 +170,21 @@ def test_a_well_formed_page_is_read_as_a_full_parser_reads_it(rows):
         f'{name}{{engine="{i}",model_name="{label}"}} {value}\n' for i, (name, label, value) in enumerate(rows)
     )
     assert parse_load(text.encode(), EngineType.VLLM, 1.0) == naive(text)
+
+
+LORA = 'vllm:lora_requests_info{max_lora="%s",running_lora_adapters="%s",waiting_lora_adapters="%s"} %s\n'
+
+
+def test_of_adapters_the_latest_series_counts_wherever_it_stands():
+    page = "".join(LORA % row for row in (("2", "a", "", "1.5e9"), ("2", "a,b", "c", "1.7e9"), ("2", "", "", "1.6e9")))
+    assert load(page.encode()).adapters == AdapterLoad(running=frozenset({"a", "b"}), waiting=frozenset({"c"}), slots=2)
+
+
+@pytest.mark.parametrize("slots", ["", "many", "9" * 30])
+def test_a_number_of_slots_that_is_none_is_unknown(slots):
+    assert load((LORA % (slots, "a", "", "1")).encode()).adapters.slots is None
+
+
+def test_an_engine_without_adapters_tells_of_none():
+    assert load(VLLM_PAGE).adapters is None
+    assert load((LORA % ("1", "a", "", "NaN")).encode()).adapters is None

@@ -57,6 +57,8 @@ class EngineOptions(Struct, frozen=True, kw_only=True):
 
     models: tuple[str, ...]
     """Names it answers to, its own first."""
+    adapters: dict[str, str] = {}
+    """LoRA adapters that it serves, paths by name. They keep blocks apart and change nothing else."""
     settings: EngineSettings
     step_time: StepTime
     max_model_len: int
@@ -75,6 +77,11 @@ class EngineOptions(Struct, frozen=True, kw_only=True):
     """None: it publishes none."""
     offload: OffloadOptions | None = None
     """None: what the GPU evicts is gone."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that a request may ask for."""
+        return (*self.models, *self.adapters)
 
 
 class Generation:
@@ -122,7 +129,7 @@ class Generation:
         if fault is not None and fault.kind is Kind.ERROR:
             raise CallerError("The engine was asked to fail.", status=fault.status)
         options = self.options
-        asked = parse_generation(exchange.body, chat=chat, models=options.models, max_model_len=options.max_model_len)
+        asked = parse_generation(exchange.body, chat=chat, models=options.names, max_model_len=options.max_model_len)
         if self.engine.statistics().waiting + asked.sequences > options.max_queued:
             self.observations.rejected += 1
             raise CallerError("The engine is currently busy. Please try again later.", status=503)
@@ -178,13 +185,15 @@ class Generation:
 
     def _sequence(self, name: str, asked: Asked, prompt: Prompt, reply: Reply) -> Sequence:
         tokens = prompt.tokens + reply.token_ids()
+        path = self.options.adapters.get(asked.model)
         return Sequence(
             name,
             len(prompt.tokens),
             reply.tokens,
-            hashes=self._hasher.hashes(tokens, salt=asked.salt),
+            hashes=self._hasher.hashes(tokens, lora=None if path is None else (asked.model, path), salt=asked.salt),
             tokens=tokens if self._publish is not None else None,
             priority=asked.priority if self.options.by_priority else 0,
+            lora=None if path is None else asked.model,
             salt=asked.salt,
         )
 

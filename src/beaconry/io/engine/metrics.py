@@ -3,6 +3,7 @@
 Families that would always be zero are left out, except those that routers read.
 """
 
+import time
 from collections.abc import Iterator
 from itertools import accumulate
 
@@ -19,7 +20,11 @@ from beaconry.io.engine.observations import Histogram, Observations
 class EngineMetrics(Collector):
     """One engine's numbers as Prometheus families, read anew at each scrape."""
 
-    def __init__(self, model: str, steps: EngineLoop, observations: Observations, hash_algorithm: str) -> None:
+    def __init__(
+        self, model: str, steps: EngineLoop, observations: Observations, hash_algorithm: str, adapters: int
+    ) -> None:
+        """`adapters`: LoRA adapters that may run at once; 0 if there are none."""
+        self._adapters = adapters
         self._model = model
         self._steps = steps
         self._observations = observations
@@ -40,6 +45,8 @@ class EngineMetrics(Collector):
         yield _lag_resets(self._steps.lag_resets)
         yield from _histograms(self._model, self._observations)
         yield _cache_config(engine.settings, self._hash_algorithm)
+        if self._adapters:
+            yield _adapters(engine.adapters(), self._adapters)
 
 
 def _gauges(model: str, statistics: EngineStatistics) -> Iterator[Metric]:
@@ -121,6 +128,14 @@ def _counters(model: str, statistics: EngineStatistics, observations: Observatio
     )
     rejections.add_metric([model, "max_num_queued_reqs"], observations.rejected)
     yield rejections
+
+
+def _adapters(names: tuple[set[str], set[str]], most: int) -> Metric:
+    running, waiting = (",".join(sorted(group)) for group in names)
+    labels = {"max_lora": str(most), "waiting_lora_adapters": waiting, "running_lora_adapters": running}
+    family = GaugeMetricFamily("vllm:lora_requests_info", "Running stats on lora requests.", labels=list(labels))
+    family.add_metric(list(labels.values()), time.time())
+    return family
 
 
 def _lag_resets(times: int) -> Metric:

@@ -109,7 +109,7 @@ class EngineServer:
         self.generation.handle(exchange, fault, chat=chat)
 
     def _tokenize(self, exchange: Exchange) -> None:
-        tokens, with_strings = parse_tokenize(exchange.body, self.options.models)
+        tokens, with_strings = parse_tokenize(exchange.body, self.options.names)
         answer = {
             "count": len(tokens),
             "max_model_len": self.options.max_model_len,
@@ -119,22 +119,24 @@ class EngineServer:
         exchange.respond(200, _json(answer))
 
     def _detokenize(self, exchange: Exchange) -> None:
-        exchange.respond(200, _json({"prompt": decode(parse_detokenize(exchange.body, self.options.models))}))
+        exchange.respond(200, _json({"prompt": decode(parse_detokenize(exchange.body, self.options.names))}))
 
     # -- what it says of itself
 
     def _list_models(self, exchange: Exchange) -> None:
-        models = [self._describe_model(name) for name in self.options.models]
+        base = self.options.models[0]
+        models = [self._describe_model(name, base) for name in self.options.models]
+        models += [self._describe_model(name, path, base) for name, path in self.options.adapters.items()]
         exchange.respond(200, _json({"object": "list", "data": models}))
 
-    def _describe_model(self, name: str) -> dict[str, Any]:
+    def _describe_model(self, name: str, root: str, parent: str | None = None) -> dict[str, Any]:
         return {
             "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "vllm",
-            "root": self.options.models[0],
-            "parent": None,
+            "root": root,
+            "parent": parent,
             "max_model_len": self.options.max_model_len,
             "permission": [],
         }
@@ -148,7 +150,11 @@ class EngineServer:
 
             generation, options = self.generation, self.options
             self._metrics = EngineMetrics(
-                options.models[0], generation.steps, generation.observations, options.hash_algorithm
+                options.models[0],
+                generation.steps,
+                generation.observations,
+                options.hash_algorithm,
+                len(options.adapters),
             )
         exchange.respond(200, self._metrics.render(), b"text/plain; version=0.0.4; charset=utf-8")
 
