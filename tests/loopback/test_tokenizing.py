@@ -11,6 +11,7 @@ import pytest
 from beaconry.engine_model.tokenizer import encode, render_chat
 from beaconry.io.engine.requests import parse_generation
 from beaconry.io.engine_tokens import ASKED_AT_ONCE, FAILURES, PAUSE_S, EngineTokens
+from beaconry.io.loading_tokens import LoadingTokens
 from beaconry.io.local_tokens import INLINE_CHARS, LocalTokens
 from beaconry.io.model_directory import local_tokens
 from beaconry.io.sim_tokens import sim_tokens
@@ -42,6 +43,65 @@ def text(prompt, **fields):
 def executor():
     with ThreadPoolExecutor(1) as pool:
         yield pool
+
+
+async def settled(source):
+    """Wait until loading has ended, and what follows from it has been done."""
+    await asyncio.wait((source._loading,))
+    await asyncio.sleep(0)
+
+
+def test_while_a_tokenizer_is_loaded_the_next_source_is_asked_and_the_trace_says_so():
+    async def main():
+        go = threading.Event()
+
+        def load():
+            assert go.wait(PATIENCE_S)
+            return Telling([1], TokenSource.LOCAL)
+
+        source = LoadingTokens("the tokenizer", load)
+        tokens = tokenizing(source, Telling([2]))
+        before = await tokens.tokens(Api.COMPLETIONS, text("x"))
+        assert (list(before.ids), before.told) == ([2], "engine; loading")
+        go.set()
+        await settled(source)
+        after = await tokens.tokens(Api.COMPLETIONS, text("x"))
+        assert (list(after.ids), after.told) == ([1], "local")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("fault", [OperatorError("tokenizer.json: no such file"), ValueError("odd")])
+def test_a_tokenizer_that_cannot_be_loaded_is_logged_and_stays_out_of_the_way(fault, caplog):
+    async def main():
+        def load():
+            raise fault
+
+        source = LoadingTokens("the tokenizer in /m", load)
+        await settled(source)
+        found = await tokenizing(source, Telling([2])).tokens(Api.COMPLETIONS, text("x"))
+        assert (list(found.ids), found.told) == ([2], "engine; failed")
+        assert found.detail == f"the tokenizer in /m cannot be loaded: {fault}"
+
+    asyncio.run(main())
+    (record,) = caplog.records
+    assert "cannot be loaded" in record.getMessage()
+    assert bool(record.exc_info) is isinstance(fault, ValueError)
+
+
+def test_a_tokenizer_that_comes_late_is_complained_of_and_used(caplog):
+    async def main():
+        go = threading.Event()
+        source = LoadingTokens("the tokenizer", lambda: go.wait(PATIENCE_S) and Telling([1]), within_s=0.0)
+        while not caplog.records:
+            await asyncio.sleep(0.001)
+        found = await tokenizing(source).tokens(Api.COMPLETIONS, text("x"))
+        assert (found.told, found.detail) == ("none; loading", "the tokenizer has not been loaded within 0 s")
+        go.set()
+        await settled(source)
+        assert list((await tokenizing(source).tokens(Api.COMPLETIONS, text("x"))).ids) == [1]
+
+    asyncio.run(main())
 
 
 def tokenizing(*sources, deadline_s=PATIENCE_S, now_s=None):

@@ -13,6 +13,7 @@ from msgspec import Struct, structs
 
 from beaconry.config.gateway import Tokens
 from beaconry.io.engine_tokens import EngineTokens
+from beaconry.io.loading_tokens import LoadingTokens
 from beaconry.io.model_directory import local_tokens
 from beaconry.io.sim_tokens import sim_tokens
 from beaconry.io.token_source import Source
@@ -67,6 +68,8 @@ class Prompts:
         """Those whose engines tell their events and how they hash."""
         self._endpoints: dict[str, Endpoint] = {}
         """All that serve, by name."""
+        self._local: dict[str, LoadingTokens] = {}
+        """By directory."""
         self._adapters: dict[str, dict[str, str]] = {}
         """Paths of the LoRA adapters that each endpoint serves, by their names."""
         self._healthy: set[str] = set()
@@ -89,7 +92,7 @@ class Prompts:
                 self.seen(structs.replace(endpoint, kv_blocks=structs.replace(endpoint.kv_blocks, block_tokens=size)))
 
     def seen(self, endpoint: Endpoint) -> None:
-        """An endpoint serves. Raises OperatorError if its model's tokenizer directory cannot be used."""
+        """An endpoint serves. Raises OperatorError if nobody can hash as it is said to. Call on the event loop."""
         self._endpoints[endpoint.name] = endpoint
         blocks = endpoint.kv_blocks
         if blocks is None or endpoint.kv_events is None or not blocks.block_tokens:
@@ -151,7 +154,10 @@ class Prompts:
         if endpoint.engine is EngineType.SIM:
             sources.append(sim_tokens(self._executor, cache_bytes=cache_bytes))
         elif directory is not None:
-            sources.append(local_tokens(Path(directory), self._executor, cache_bytes=cache_bytes))
+            if directory not in self._local:
+                load = partial(local_tokens, Path(directory), self._executor, cache_bytes=cache_bytes)
+                self._local[directory] = LoadingTokens(f"the tokenizer in {directory}", load)
+            sources.append(self._local[directory])
         if self._knobs.ask_engines:
             sources.append(EngineTokens(partial(self._healthy_ones, model), self._pool_of, self._now_s))
         return sources

@@ -71,6 +71,8 @@ class Reason(StrEnum):
     """The source failed."""
     DISTRUSTED = "distrusted"
     """Its counts differed from the engine's for such requests."""
+    LOADING = "loading"
+    """The source is being loaded: the gateway has just started."""
     NO_SOURCE = "no-source"
     """None is configured, or none is healthy."""
 
