@@ -56,7 +56,8 @@ class DualKeys:
         for event in events:
             if isinstance(event, BlockStored):
                 if not event.dense:
-                    told.append(event)  # no block of it is ever indexed
+                    # Its names may come before the dense group's, so they cannot be told: without its window nothing is indexed.
+                    told.append(structs.replace(event, window=None))
                 else:
                     told += self._stored(event)
             elif isinstance(event, BlockRemoved):

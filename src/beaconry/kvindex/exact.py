@@ -10,8 +10,9 @@ clears all the time cannot use up the bits.
 
 An engine may hold several copies of a block, and stores and removes each for itself: further copies are counted per lease.
 
-Only attention that keeps the whole prompt is indexed, one group per engine. An engine with other groups too (sliding windows, Mamba)
-can use a prefix only where these have their part as well, which its blocks do not tell: nothing of it is indexed.
+Attention that keeps the whole prompt is indexed, one group per engine. Where there are sliding windows beside it, a prefix can be used
+only as far as these have their part as well (`window.py`), on the GPU. Of an engine with groups that cannot be followed (Mamba states,
+windows of unknown length, or blocks of several sizes) nothing is indexed.
 
 Invariants, verified by `check()`: a live bit is in as many blocks of a tier as its lease counts; a bit is in use, waiting to be cleaned
 up, or free, and free ones are in no block; copies are of held blocks; no more blocks and copies than the limit allows.
@@ -24,6 +25,7 @@ from msgspec import Struct
 from beaconry.kvindex.block_table import BlockTable
 from beaconry.kvindex.lease import Lease, Leases
 from beaconry.kvindex.prefix_search import Probe, reach
+from beaconry.kvindex.window import reach_all
 from beaconry.values.errors import InternalError
 from beaconry.values.kv_events import BlockRemoved, BlockStored, KvEvent, Tier
 
@@ -56,8 +58,10 @@ class SourceStatistics(Struct, frozen=True, kw_only=True):
     copies: int
     """Blocks that it holds more than once."""
     block_tokens: int | None
+    windowed: int
+    """Blocks of its sliding-window groups."""
     hybrid: bool
-    """It has attention groups that prove no prefix: not indexed."""
+    """It has groups that cannot be followed: not indexed."""
 
 
 class ExactStatistics(Struct, frozen=True, kw_only=True):
@@ -92,6 +96,8 @@ class ExactIndex:
         self._leases = Leases()
         self._copies = 0
         """Entries in all live leases' counts of copies."""
+        self._windowed = 0
+        """Blocks in all live leases' sliding-window groups."""
         self._counts = dict.fromkeys(("stored", "removed", "unknown", "evicted", "holes"), 0)
 
     def apply(self, name: str, rank: int, events: Iterable[KvEvent]) -> None:
@@ -104,6 +110,7 @@ class ExactIndex:
             if isinstance(event, BlockRemoved):
                 work += 1
                 if event.group != lease.group:
+                    self._remove_in_window(lease, event)
                     continue
                 if event.tier is not tier:
                     self._remove(lease, tier, dropped)
@@ -117,7 +124,7 @@ class ExactIndex:
                 work += len(event.block_hashes)
                 if lease.admits(event):
                     self._store(lease, event)
-                elif not event.dense and not lease.hybrid:
+                elif not event.dense and not lease.hybrid and not self._store_in_window(lease, event):
                     lease = self._renew(lease, hybrid=True)
             else:
                 lease = self._renew(lease, hybrid=lease.hybrid)
@@ -154,7 +161,13 @@ class ExactIndex:
         on_gpu, with_cpu, with_storage = reached
         for lease, end in with_storage.items():
             name, gpu = lease.name, on_gpu.get(lease, 0)
-            if gpu == end:
+            if lease.windows:
+                held = Held(
+                    reach_all(tuple(lease.windows.values()), keys, gpu) if lease.followed else 0, 0, 0, lease.rank
+                )
+                if not held.gpu:
+                    continue
+            elif gpu == end:
                 held = Held(gpu, 0, 0, lease.rank)
             else:
                 cpu = max(with_cpu.get(lease, 0) - gpu, 0)
@@ -184,8 +197,8 @@ class ExactIndex:
         return sizes[0] if sizes else None
 
     def proves(self, name: str) -> bool:
-        """Whether an endpoint's blocks tell what its engine can reuse: not if any of its ranks has groups that are not indexed."""
-        return not any(lease.hybrid for lease in self._leases.of_endpoint(name))
+        """Whether an endpoint's blocks tell what its engine can reuse: not if any of its ranks has groups that cannot be followed."""
+        return all(lease.followed for lease in self._leases.of_endpoint(name))
 
     def statistics(self) -> ExactStatistics:
         """A snapshot. Walks over all shards: for a scrape, not for each request."""
@@ -196,6 +209,7 @@ class ExactIndex:
                 blocks={tier: lease.blocks[tier] for tier in Tier},
                 copies=lease.copied,
                 block_tokens=lease.block_tokens,
+                windowed=lease.windowed,
                 hybrid=lease.hybrid,
             )
             for lease in self._leases
@@ -229,6 +243,7 @@ class ExactIndex:
             free = sum(1 << index for index in self._leases.free)
             _require(not any(holders & free for holders in counted), f"a free bit is in a {tier} block")
         _require(self._copies == sum(lease.copied for lease in self._leases), "the copies are miscounted")
+        _require(self._windowed == sum(lease.windowed for lease in self._leases), "the windows are miscounted")
         _require(self._size() <= self._limit, "the limit is exceeded")
 
     def _store(self, lease: Lease, event: BlockStored) -> None:
@@ -255,20 +270,38 @@ class ExactIndex:
         self._counts["removed"] += len(hashes) - unknown
         lease.blocks[tier] -= gone
 
+    def _store_in_window(self, lease: Lease, event: BlockStored) -> bool:
+        """Take blocks of a sliding-window group. False if they cannot be followed, or would take more than half of the memory."""
+        window = lease.window(event)
+        if window is None or self._windowed + len(event.block_hashes) > self._limit // 2:
+            return False
+        if event.tier is Tier.GPU:
+            before = len(window)
+            window.store(event)
+            self._windowed += len(window) - before
+        return True
+
+    def _remove_in_window(self, lease: Lease, event: BlockRemoved) -> None:
+        window = lease.windows.get(event.group)
+        if window is not None and event.tier is Tier.GPU:
+            self._windowed -= window.remove(event.block_hash)
+
     def _renew(self, lease: Lease, *, hybrid: bool) -> Lease:
         """A new lease in place of one whose blocks are all gone."""
         block_tokens = lease.block_tokens
         self._retire(lease)
         fresh = self._leases.of(lease.name, lease.rank)
+        fresh.windows = {} if hybrid else {group: window.emptied() for group, window in lease.windows.items()}
         fresh.hybrid, fresh.block_tokens = hybrid, block_tokens
         return fresh
 
     def _retire(self, lease: Lease) -> None:
         self._copies -= lease.copied
+        self._windowed -= lease.windowed
         self._leases.retire(lease, self._tables)
 
     def _size(self) -> int:
-        return self._copies + sum(table.blocks for table in self._tables.values())
+        return self._copies + self._windowed + sum(table.blocks for table in self._tables.values())
 
     def _keep_within_limit(self) -> None:
         """Drop blocks, those in the slowest tier first: what is there costs least to go without."""

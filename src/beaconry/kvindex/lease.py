@@ -8,6 +8,7 @@ bits retired while it runs wait for the next one, because shards behind the curs
 from collections.abc import Iterator, Mapping, Sequence
 
 from beaconry.kvindex.block_table import SHARDS, BlockTable
+from beaconry.kvindex.window import Window
 from beaconry.values.errors import InternalError
 from beaconry.values.kv_events import BlockStored, Tier
 
@@ -25,7 +26,20 @@ _COPY_BYTES = 104
 class Lease:
     """One engine's, or one of its ranks', bit; from its first event or clear to the next clear."""
 
-    __slots__ = ("bit", "block_tokens", "blocks", "copies", "group", "hybrid", "index", "name", "rank", "room", "young")
+    __slots__ = (
+        "bit",
+        "block_tokens",
+        "blocks",
+        "copies",
+        "group",
+        "hybrid",
+        "index",
+        "name",
+        "rank",
+        "room",
+        "windows",
+        "young",
+    )
 
     def __init__(self, name: str, rank: int, index: int) -> None:
         self.name = name
@@ -38,7 +52,9 @@ class Lease:
         self.group: int | None = None
         """The attention group that is indexed; None before the first block."""
         self.hybrid = False
-        """There are groups that prove no prefix: nothing is indexed."""
+        """There are groups of which nobody can tell what they allow to reuse: nothing is indexed."""
+        self.windows: dict[int, Window] = {}
+        """Sliding-window groups, whose part a hit needs too."""
         self.block_tokens: int | None = None
         self.young: list[tuple[Tier, Sequence[int]]] | None = []
         """All that was stored so far, while it is little."""
@@ -57,6 +73,25 @@ class Lease:
             self.group = event.group
         return event.group == self.group
 
+    def window(self, event: BlockStored) -> Window | None:
+        """Where a run of blocks of a sliding-window group belongs; None if its window is not told, or its blocks differ in size."""
+        if not event.window or not event.block_tokens:
+            return None
+        window = self.windows.get(event.group)
+        if window is None:
+            window = self.windows[event.group] = Window(event.window, event.block_tokens)
+        return window if window.block_tokens == event.block_tokens else None
+
+    @property
+    def followed(self) -> bool:
+        """What it holds tells what its engine can reuse."""
+        return not self.hybrid and all(one.block_tokens == self.block_tokens for one in self.windows.values())
+
+    @property
+    def windowed(self) -> int:
+        """Blocks of sliding-window groups."""
+        return sum(map(len, self.windows.values()))
+
     def remember(self, tier: Tier, hashes: Sequence[int]) -> None:
         """Note what is stored, until it is too much."""
         assert self.young is not None
@@ -67,8 +102,8 @@ class Lease:
             self.young = None
 
     def size(self) -> int:
-        """Bytes in use for copies; the rest is small."""
-        return _COPY_BYTES * self.copied
+        """Bytes in use for copies and windows; the rest is small."""
+        return _COPY_BYTES * (self.copied + self.windowed)
 
 
 class Leases:

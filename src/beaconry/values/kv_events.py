@@ -37,6 +37,8 @@ class BlockStored(Struct, frozen=True, kw_only=True, gc=False):
     """Which of the model's KV cache groups the blocks belong to; most models have one."""
     dense: bool = True
     """The group keeps all of a prompt's blocks. False for sliding windows, Mamba states and the like, whose blocks prove no prefix."""
+    window: int | None = None
+    """Tokens that a sliding-window group looks back; None for other groups, and where the engine does not say."""
     extras: tuple[bytes, ...] = ()
     """Per block what else entered its hash (adapter, images, salt) as the engine wrote it, b"" for nothing; () if nothing in any."""
 

@@ -25,6 +25,7 @@ _NIL = Raw(b"\xc0")
 _LOW_64 = (1 << 64) - 1
 _KNOWN = frozenset({"BlockStored", "BlockRemoved", "AllBlocksCleared"})
 _DENSE = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
+_WINDOWED = frozenset({"sliding_window", "sliding_window_mla"})
 _TIERS = {
     None: Tier.GPU,
     "GPU": Tier.GPU,
@@ -57,6 +58,7 @@ class _Stored(Struct, tag_field="type", tag="BlockStored", gc=False):
     extra_keys: Raw = Raw()
     group_idx: int | None = None
     kv_cache_spec_kind: str | None = None
+    kv_cache_spec_sliding_window: int | None = None
     locality: str | None = None
 
 
@@ -71,7 +73,7 @@ class _StoredRow(Struct, array_like=True, tag="BlockStored", gc=False):
     extra_keys: Raw = Raw()
     group_idx: int | None = None
     kv_cache_spec_kind: str | None = None
-    kv_cache_spec_sliding_window: Raw = Raw()
+    kv_cache_spec_sliding_window: int | None = None
     locality: str | None = None
 
 
@@ -234,6 +236,7 @@ def _stored(event: _Stored | _StoredRow, *, tokens: bool) -> BlockStored:
         tier=_tier(event.medium, event.locality),
         group=event.group_idx or 0,
         dense=dense,
+        window=event.kv_cache_spec_sliding_window if kind in _WINDOWED else None,
         extras=extras,
     )
 
@@ -311,6 +314,7 @@ def _fields(event: KvEvent, hashed: Callable[[int], Hash]) -> dict[str, object]:
                 "extra_keys": _extra_keys(event),
                 "group_idx": event.group,
                 "kv_cache_spec_kind": "full_attention" if event.dense else "sliding_window",
+                **({} if event.window is None else {"kv_cache_spec_sliding_window": event.window}),
             }
         case BlockRemoved():
             return {

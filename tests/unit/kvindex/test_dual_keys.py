@@ -134,3 +134,9 @@ def test_a_block_met_first_beside_the_gpu_is_left_out_since_its_salt_is_not_told
     assert dual.translate([copied]) == ()
     dual.translate([stored(prompt)])
     assert [event.tier for event in dual.translate([copied])] == [Tier.CPU]
+
+
+def test_the_index_of_an_engine_with_other_hashes_does_not_follow_its_windows():
+    dual, index, prompt = DualKeys(OURS), ExactIndex(), tokens(8)
+    index.apply("a", 0, dual.translate([stored(prompt), stored(prompt, dense=False, window=9, group=1)]))
+    assert not index.proves("a")
