@@ -1,17 +1,12 @@
 """`beaconry up` with real vLLM engines: what the gateway expects of a cache is what the engine reports."""
 
-import json
 import random
-import signal
-import subprocess
-import sys
-import threading
 import time
-import urllib.request
 
 import pytest
 
-from tests.real.vllm import BLOCK, START_WITHIN_S, spec
+from tests.real.tiny_model import SLIDING
+from tests.real.vllm import BLOCK, ask, page, serving, spec
 
 pytestmark = pytest.mark.real
 
@@ -24,49 +19,8 @@ EVENTS_WITHIN_S = 0.25
 def gateway(tmp_path_factory):
     """The address of a gateway before two engines."""
     directory = tmp_path_factory.mktemp("vllm")
-    path = directory / "tiny.yaml"
-    path.write_text(spec(directory / "tiny"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "beaconry", "up", str(path), "--port", "0", "--plain"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    alarm = threading.Timer(START_WITHIN_S, process.kill)
-    alarm.start()
-    lines = []
-    reading = threading.Thread(target=lambda: lines.extend(process.stdout))
-    try:
-        for ready in process.stdout:
-            lines.append(ready)
-            if ready.startswith("Ready in"):
-                break
-        else:
-            pytest.fail("".join(lines))
-        alarm.cancel()
-        reading.start()
-        yield next(word for word in ready.split() if word.startswith("http://")).removesuffix("/v1")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60.0) == 0
-    finally:
-        alarm.cancel()
-        process.kill()  # its engines end with it
-        process.wait(10.0)
-        if reading.is_alive():
-            reading.join(10.0)
-        process.stdout.close()
-
-
-def ask(gateway, path, body):
-    """Returns (view, expected cached tokens, reported ones, answer)."""
-    headers = {"Content-Type": "application/json", "x-beaconry-debug": "1"}
-    data = json.dumps({"model": "tiny", "temperature": 0, "ignore_eos": True} | body).encode()
-    with urllib.request.urlopen(urllib.request.Request(gateway + path, data, headers), timeout=60.0) as reply:
-        told, answer = reply.headers, json.loads(reply.read())
-    expected = int(told["x-beaconry-matched-tokens"]) // BLOCK * BLOCK
-    reported = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
-    return told["x-beaconry-view"], expected, reported, answer["choices"][0]
+    with serving(directory, spec(directory / "tiny")) as address:
+        yield address
 
 
 def test_the_gateway_expects_what_the_engines_report(gateway):
@@ -104,3 +58,36 @@ def test_a_conversation_is_expected_where_its_turns_were(gateway):
     print(served)
     assert all(expected == reported > 0 for view, expected, reported in served[2:] if view == "exact")
     assert sum(view == "exact" for view, _, _ in served) >= 7
+
+
+def prompts(rng, count):
+    """Beginnings of a few texts, cut anywhere, each with an end of its own."""
+    texts = [[rng.randrange(256) for _ in range(BLOCK * rng.randint(2, 12) + rng.randrange(BLOCK))] for _ in range(6)]
+    for _ in range(count):
+        text = rng.choice(texts)
+        beginning = text[: rng.randrange(BLOCK, len(text) + 1)]
+        yield [*beginning, *(rng.randrange(256) for _ in range(rng.randrange(1, 200)))]
+
+
+def expected_and_reported(gateway, rng):
+    found = []
+    for prompt in prompts(rng, REQUESTS):
+        found.append(ask(gateway, "/v1/completions", {"prompt": prompt, "max_tokens": rng.choice((1, 5, 40))})[:3])
+        time.sleep(EVENTS_WITHIN_S)
+    hits = sum(reported > 0 for _, _, reported in found)
+    print(f"{len(found)} requests, {hits} with hits, wrong: {[one for one in found if one[1] != one[2]]}")
+    return found, hits
+
+
+def test_a_model_with_a_sliding_window_is_expected_exactly(tmp_path):
+    """One of its two layers looks back two blocks: a hit ends where both groups have their part."""
+    text = spec(
+        tmp_path / "tiny", replicas=1, flags=("--no-disable-hybrid-kv-cache-manager", "--max-model-len=1024"), **SLIDING
+    )
+    with serving(tmp_path, text) as gateway:
+        found, hits = expected_and_reported(gateway, random.Random(5))
+        windowed = next(line for line in page(gateway) if line.startswith("beaconry_kv_index_window_blocks{"))
+    assert float(windowed.split()[-1]) > 0
+    assert hits > REQUESTS // 3
+    assert {view for view, _, _ in found} == {"exact"}
+    assert sum(expected == reported for _, expected, reported in found) >= 0.99 * REQUESTS

@@ -19,7 +19,20 @@ def byte_letters():
     return [chr(byte) if byte in printable else chr(next(hidden)) for byte in range(256)]
 
 
-def make(directory):
+WINDOW = 64
+SLIDING = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 32,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": WINDOW,
+}
+"""What makes it a Gemma 3: one of its two layers looks back 64 tokens."""
+
+
+def make(directory, **changes):
+    """Write the files. `changes`: of the configuration."""
     letters = byte_letters()
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     tokenizer = {
@@ -71,7 +84,7 @@ def make(directory):
         "torch_dtype": "bfloat16",
         "bos_token_id": 256,
         "eos_token_id": 256,
-    }
+    } | changes
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END,

@@ -1,8 +1,14 @@
 """vLLM on the CPU, two engines of a tiny model: who can run it, and the spec that starts them."""
 
+import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import threading
+import urllib.request
+from contextlib import contextmanager
 
 import pytest
 
@@ -24,10 +30,10 @@ spec:
     type: vllm
     command: [{python}, -m, vllm.entrypoints.openai.api_server]
     args: [--load-format=dummy, --enforce-eager, --dtype=bfloat16, --block-size={block}, --num-gpu-blocks-override={blocks},
-           --kv-cache-memory-bytes=64M, --max-model-len=2048, --max-num-batched-tokens=2048, --max-num-seqs=8]
+           --kv-cache-memory-bytes=64M, --max-model-len=2048, --max-num-batched-tokens=2048, --max-num-seqs=8{flags}]
     env: {{HF_HUB_OFFLINE: "1", VLLM_NO_USAGE_STATS: "1", VLLM_HOST_IP: 127.0.0.1, VLLM_ENABLE_V1_MULTIPROCESSING: "0",
            VLLM_CPU_OMP_THREADS_BIND: nobind, OMP_NUM_THREADS: "1"}}
-  pools: [{{replicas: 2}}]
+  pools: [{{replicas: {replicas}}}]
   router: {{access: {{debugHeaders: true}}}}
 """
 
@@ -42,6 +48,66 @@ def vllm_python():
     return python
 
 
-def spec(directory):
-    """The spec of two engines; makes the model in `directory`. Skips the test where there is no vLLM."""
-    return SPEC.format(python=vllm_python(), model=make(directory), block=BLOCK, blocks=BLOCKS)
+def spec(directory, *, replicas=2, flags=(), **changes):
+    """The spec of tiny engines; makes the model in `directory`, with these changes. Skips the test where there is no vLLM."""
+    return SPEC.format(
+        python=vllm_python(),
+        model=make(directory, **changes),
+        block=BLOCK,
+        blocks=BLOCKS,
+        replicas=replicas,
+        flags="".join(f", {flag}" for flag in flags),
+    )
+
+
+@contextmanager
+def serving(directory, text):
+    """Run `beaconry up` with a spec; yields the gateway's address."""
+    path = directory / "tiny.yaml"
+    path.write_text(text)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "beaconry", "up", str(path), "--port", "0", "--plain"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    alarm = threading.Timer(START_WITHIN_S, process.kill)
+    alarm.start()
+    lines = []
+    reading = threading.Thread(target=lambda: lines.extend(process.stdout))
+    try:
+        for ready in process.stdout:
+            lines.append(ready)
+            if ready.startswith("Ready in"):
+                break
+        else:
+            pytest.fail("".join(lines))
+        alarm.cancel()
+        reading.start()
+        yield next(word for word in ready.split() if word.startswith("http://")).removesuffix("/v1")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60.0) == 0
+    finally:
+        alarm.cancel()
+        process.kill()  # its engines end with it
+        process.wait(10.0)
+        if reading.is_alive():
+            reading.join(10.0)
+        process.stdout.close()
+
+
+def ask(gateway, path, body):
+    """Returns (view, expected cached tokens, reported ones, answer)."""
+    headers = {"Content-Type": "application/json", "x-beaconry-debug": "1"}
+    data = json.dumps({"model": "tiny", "temperature": 0, "ignore_eos": True} | body).encode()
+    with urllib.request.urlopen(urllib.request.Request(gateway + path, data, headers), timeout=60.0) as reply:
+        told, answer = reply.headers, json.loads(reply.read())
+    reported = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return told["x-beaconry-view"], int(told["x-beaconry-matched-tokens"]), reported, answer["choices"][0]
+
+
+def page(gateway):
+    """The lines of the gateway's metrics."""
+    with urllib.request.urlopen(f"{gateway}/metrics", timeout=60.0) as reply:
+        return reply.read().decode().splitlines()

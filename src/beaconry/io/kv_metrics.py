@@ -120,6 +120,12 @@ def cache_families(caches: CachesStatistics) -> Iterator[Metric]:
         for tier, count in source.blocks.items():
             held.add_metric([source.name, str(source.rank), tier.value], count)
     yield held
+    windowed = GaugeMetricFamily(
+        "beaconry_kv_index_window_blocks", "Blocks of an endpoint's sliding-window groups.", labels=_FEED_LABELS
+    )
+    for source in index.sources:
+        windowed.add_metric([source.name, str(source.rank)], source.windowed)
+    yield windowed
     yield GaugeMetricFamily("beaconry_kv_index_bytes", "Memory that the index takes.", index.bytes)
     yield GaugeMetricFamily("beaconry_kv_index_limit_bytes", "Memory that it may take.", index.limit_bytes)
     for name, text, count in (
