@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, field
 
-from beaconry.config.gateway import Access, Deadlines, Health, Limits, Profile, Retry, Scrape, Section
+from beaconry.config.gateway import Access, Deadlines, Health, Limits, Offloading, Profile, Retry, Scrape, Section
 from beaconry.values.endpoint import Role
 
 Name = Annotated[
@@ -163,6 +163,7 @@ class Router(Section, frozen=True):
     limits: Limits = Limits()
     retry: Retry = Retry()
     scrape: Scrape = Scrape()
+    offloading: Offloading = Offloading()
     NOT_YET: ClassVar[Mapping[str, str]] = {"disaggregation": "every request runs on one engine; remove it"}
 
 

@@ -115,6 +115,7 @@ def plan_gateway(service: ModelService, listen: Listen) -> GatewayConfig:
         retry=router.retry,
         health=router.health,
         scrape=router.scrape,
+        offloading=router.offloading,
         access=router.access,
         policy=router.policy,
         profile=router.profile,

@@ -223,5 +223,7 @@ def test_ports_must_suffice_and_differ(ports):
 
 
 def test_the_router_section_becomes_the_gateways_configuration():
-    config = plan_gateway(service("  router: {policy: random, retry: {attempts: 1}}"), Listen(port=0))
+    router = "  router: {policy: random, retry: {attempts: 1}, offloading: {kvBytesPerToken: 131072}}"
+    config = plan_gateway(service(router), Listen(port=0))
     assert (config.policy, config.retry.attempts, config.listen.port, config.endpoints) == ("random", 1, 0, ())
+    assert config.offloading.kv_bytes_per_token == 131_072
