@@ -71,6 +71,10 @@ def prompts(rng, count):
 
 def expected_and_reported(gateway, rng):
     found = []
+    for _ in range(60):  # its block size is known from its metrics, a second after it is ready
+        if ask(gateway, "/v1/completions", {"prompt": [0] * BLOCK, "max_tokens": 1})[0] == "exact":
+            break
+        time.sleep(EVENTS_WITHIN_S)
     for prompt in prompts(rng, REQUESTS):
         found.append(ask(gateway, "/v1/completions", {"prompt": prompt, "max_tokens": rng.choice((1, 5, 40))})[:3])
         time.sleep(EVENTS_WITHIN_S)

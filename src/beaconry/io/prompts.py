@@ -32,7 +32,7 @@ INLINE_TOKENS = 4096
 
 
 class Keyed(Struct, frozen=True):
-    """A prompt's tokens, and the keys of its full blocks; none if they cannot be had or trusted."""
+    """A prompt's tokens, and the keys of those of its full blocks that can be reused; none if they cannot be had or trusted."""
 
     tokens: PromptTokens
     keys: Sequence[int]
@@ -121,7 +121,7 @@ class Prompts:
             return _hashed(known, found)
         if found.ids is None or known.keys.hasher.doubt(found.extras) is not None:
             return Keyed(found, (), 0)
-        return Keyed(found, known.keys.keys(found.ids, found.extras), known.key_tokens)
+        return _reusable(known, found, known.keys.keys(found.ids, found.extras))
 
     def reported(self, model: str, tokens: PromptTokens, usage: Usage) -> None:
         """Hold our token count against the engine's."""
@@ -173,7 +173,14 @@ async def _later(known: _Model, told: Awaitable[PromptTokens], adapter: Adapter 
 async def _hashed(known: _Model, found: PromptTokens) -> Keyed:
     if found.ids is None or known.keys.hasher.doubt(found.extras) is not None:
         return Keyed(found, (), 0)
-    return Keyed(found, await keys_of(known.keys, found.ids, found.extras), known.key_tokens)
+    return _reusable(known, found, await keys_of(known.keys, found.ids, found.extras))
+
+
+def _reusable(known: _Model, found: PromptTokens, keys: Sequence[int]) -> Keyed:
+    """The keys of the blocks that an engine may reuse: whole ones, without the last token, which is always computed."""
+    assert found.ids is not None
+    whole = len(keys) * known.key_tokens == len(found.ids)
+    return Keyed(found, keys[:-1] if whole else keys, known.key_tokens)
 
 
 def _of_adapter(tokens: PromptTokens, adapter: Adapter | None) -> PromptTokens:

@@ -161,9 +161,9 @@ class Router(Section, frozen=True):
     deadlines: Deadlines = Deadlines()
     health: Health = Health()
     limits: Limits = Limits()
+    offloading: Offloading = Offloading()
     retry: Retry = Retry()
     scrape: Scrape = Scrape()
-    offloading: Offloading = Offloading()
     NOT_YET: ClassVar[Mapping[str, str]] = {"disaggregation": "every request runs on one engine; remove it"}
 
 

@@ -111,11 +111,11 @@ def plan_gateway(service: ModelService, listen: Listen) -> GatewayConfig:
     return GatewayConfig(
         listen=listen,
         limits=router.limits,
+        offloading=router.offloading,
         deadlines=router.deadlines,
         retry=router.retry,
         health=router.health,
         scrape=router.scrape,
-        offloading=router.offloading,
         access=router.access,
         policy=router.policy,
         profile=router.profile,

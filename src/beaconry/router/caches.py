@@ -61,11 +61,8 @@ class Finding:
         self._caches = caches
         self._request = request
         self._approximate: Mapping[str, Match] = caches.approximate.match(request.prefix) if request.prefix else {}
-        keys = request.keys
-        if keys and len(keys) * request.key_tokens >= request.prompt_tokens:
-            keys = keys[:-1]  # an engine always computes the last token, and reuses whole blocks only
-        self._exact: Mapping[str, Held] = caches.exact.match(keys) if keys else {}
-        self._shared = caches.exact.shared(keys) if keys else 0
+        self._exact: Mapping[str, Held] = caches.exact.match(request.keys) if request.keys else {}
+        self._shared = caches.exact.shared(request.keys) if request.keys else 0
 
     def view(self, endpoint: Endpoint) -> View:
         """What `endpoint` holds of the prompt."""
@@ -73,7 +70,7 @@ class Finding:
         if not request.prefix and not request.keys:
             return _NOTHING
         match = self._approximate.get(name, NO_MATCH)
-        most = max(request.prompt_tokens - 1, 0)
+        most = max(request.prompt_tokens - 1, 0)  # an engine always computes the last token
         matched = min(int(match.blocks * request.block_tokens), most)
         exact = bool(request.keys) and self._caches.is_exact(name, request.key_tokens)
         held = self._exact.get(name) if exact else None

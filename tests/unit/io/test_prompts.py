@@ -33,9 +33,9 @@ def prompts():
         yield Prompts(Tokens(ask_engines=False), executor, lambda _: None, lambda: 0.0)
 
 
-def keyed(prompts: Prompts, body: bytes = BODY, model: str = "m") -> Keyed | None:
+def keyed(prompts: Prompts, body: bytes = BODY, model: str = "m", api: Api = Api.CHAT) -> Keyed | None:
     async def main() -> Keyed | None:
-        found = prompts.begin(model, Api.CHAT, body)
+        found = prompts.begin(model, api, body)
         return found if found is None or isinstance(found, Keyed) else await found
 
     return asyncio.run(main())
@@ -88,3 +88,10 @@ def test_an_adapters_prompts_have_keys_of_their_own_made_of_its_name_and_path(pr
     assert sum(prompts.statistics()["m"].agreed.values()) == 1
     prompts.gone("e")
     assert keyed(prompts, model="ad") is None
+
+
+def test_the_block_that_ends_with_the_prompt_has_no_key_since_its_last_token_is_computed_anyway(prompts: Prompts):
+    prompts.seen(endpoint(16))
+    for tokens, blocks in ((63, 3), (64, 3), (65, 4)):
+        found = keyed(prompts, json.dumps({"model": "m", "prompt": [7] * tokens}).encode(), api=Api.COMPLETIONS)
+        assert len(found.keys) == blocks

@@ -69,8 +69,8 @@ def test_the_last_token_is_computed_wherever_the_rest_is():
     found = caches("a")
     store(found, "a", Tier.CPU, 0, 40)
     seen = view(found, "a", prompt_tokens=40 * SIZE)
-    assert seen.matched_tokens == 39 * SIZE
-    assert seen.loads == ((Tier.CPU, 39 * SIZE),)
+    assert seen.matched_tokens == 40 * SIZE - 1
+    assert seen.loads == ((Tier.CPU, 40 * SIZE - 1),)
 
 
 def test_a_shared_store_is_everybodys_and_sets_an_endpoint_apart_only_by_the_loading_it_saves():
