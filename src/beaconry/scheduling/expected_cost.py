@@ -3,8 +3,12 @@
 For each candidate endpoint, the cost of placing the request there is the sum of
 
     ttft     what waits ahead of it, and the prefill of its own uncached tokens
-    decode   expected output tokens x inter-token time, in the batch it joins
+    decode   expected output tokens x inter-token time, in the batch it joins; `_DECODE` of it
     others   seconds taken from everybody else, now and later
+
+A place at a faster endpoint is mostly a private gain: whoever takes it leaves a slower one to somebody else. If each request counted
+it in full, fast endpoints would be filled until the wait there outweighed it, and that wait is borne by all that come after. So decode
+weighs little; between endpoints of one speed it hardly differs.
 
 A greedy sum of the first two collapses: each request that leaves the holder of its prefix for an idle endpoint copies that prefix,
 evicts another, and so makes the next miss; from a cold start at 70 % load such a fleet falls to blind throughput and stays there.
@@ -19,7 +23,7 @@ evicts another, and so makes the next miss; from a cold start at 70 % load such 
   hold it. Its price is divided among as many. So hot prefixes spread where a queue persists, and cold ones stay.
 - Who joins a queue keeps those waiting that come after, until the queue is gone: `_BEHIND` of its own wait.
 
-Measured from cold starts (benchmarks/policies.py: nine workloads at four loads), all four constants sit on plateaus: half or double of
+Measured from cold starts (benchmarks/policies.py: nine workloads at four loads), all constants sit on plateaus: half or double of
 each changes the 90th percentile of TTFT less than another seed does.
 """
 
@@ -34,6 +38,7 @@ from beaconry.values.candidate import Candidate, Prediction
 from beaconry.values.decision import Ranking
 from beaconry.values.request import Request
 
+_DECODE = 0.25
 _REGRET = 3.0
 _DISPLACED = 2.0
 _BEHIND = 0.5
@@ -68,9 +73,10 @@ class ExpectedCost:
             fresh = prompt - longest + (longest - c.matched_tokens) / sharing + _DISPLACED * c.displaced_tokens
             in_flight = c.prefilling + c.decoding
             others_s = prefill_s(c.endpoint, fresh) * (_REGRET + in_flight) + _BEHIND * prediction.wait_s
+            decode_s = _DECODE * prediction.decode_s
             predictions.append(prediction)
-            rows.append((prediction.ttft_s, prediction.decode_s, others_s))
-            totals.append(prediction.ttft_s + prediction.decode_s + others_s)
+            rows.append((prediction.ttft_s, decode_s, others_s))
+            totals.append(prediction.ttft_s + decode_s + others_s)
         for name, term in self._extra:
             self._add(name, term, request, candidates, predictions, rows, totals)
         winner = pick_least(totals, rng)

@@ -6,7 +6,7 @@ import pytest
 
 from beaconry.latency.rates import RateBook
 from beaconry.scheduling.expected_cost import ExpectedCost
-from beaconry.values.candidate import Candidate
+from beaconry.values.candidate import Candidate, Prediction
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.request import Api, Request
 
@@ -22,6 +22,21 @@ def rates_with(slots):
     rates = RateBook()
     rates.observe_sample(candidate("x").endpoint, LoadSample(at_s=0.0, running=slots, waiting=1))
     return rates
+
+
+class TwoSpeeds:
+    """Half a second of decode on the endpoint "fast", one and a half on any other; a wait of `wait_s` at the fast one."""
+
+    def __init__(self, wait_s):
+        self.wait_s = wait_s
+
+    def predict(self, request, candidate):
+        fast = candidate.endpoint.name == "fast"
+        wait_s = self.wait_s if fast else 0.0
+        return Prediction(ttft_s=wait_s + 0.04, wait_s=wait_s, itl_s=0.01, decode_s=0.5 if fast else 1.5)
+
+    def prefill_s(self, endpoint, tokens):
+        return 1e-5 * tokens
 
 
 def choose(candidates, rates=None, request=REQUEST):
@@ -50,6 +65,11 @@ def test_a_saturated_holder_is_left():
 def test_a_holder_that_hangs_is_left():
     hung = candidate("hung", prefilling=1, matched_tokens=5900, oldest_wait_s=30.0)
     assert choose([hung, candidate("idle")]) == "idle"
+
+
+@pytest.mark.parametrize(("wait_s", "chosen"), [(0.0, "fast"), (0.1, "fast"), (0.4, "slow")])
+def test_a_faster_endpoint_is_worth_a_short_wait_and_no_long_one(wait_s, chosen):
+    assert choose([candidate("fast"), candidate("slow")], TwoSpeeds(wait_s)) == chosen
 
 
 def test_a_placement_that_evicts_what_others_need_costs_more():
