@@ -14,6 +14,7 @@ VERBS = {
     "bench": "put load on an OpenAI-compatible address and report what came back",
     "fit": "make a preset of an engine from bench results, to simulate it by",
     "doctor": "examine every engine, and say what to do about what is wrong",
+    "key": "make an API key for a tenant, and its hash for the tenants file",
     "policies": "list the scheduling policies",
     "presets": "list whose speed simulated engines can have, and how far it can be trusted",
 }

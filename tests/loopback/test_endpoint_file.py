@@ -53,10 +53,15 @@ class Follower:
     """An EndpointFile at work on a file, and what it has said."""
 
     def __init__(self, path):
-        self.told, self.refused = [], []
+        self.told, self.refused, self.versions = [], [], []
         self._news = asyncio.Event()
         self.file = EndpointFile(
-            path, read_gateway_config(path), tell=self._note(self.told), refused=self._note(self.refused), poll_s=0.005
+            path,
+            read_gateway_config(path),
+            tell=self._note(self.told),
+            reconfigure=self._note(self.versions),
+            refused=self._note(self.refused),
+            poll_s=0.005,
         )
 
     def _note(self, into):
@@ -144,7 +149,18 @@ def test_other_settings_wait_for_the_next_start_and_say_so(tmp_path):
     async def work(path, follower):
         replace(path, TWO + "policy: random\n")
         await follower.until(lambda: follower.refused and follower.told)
-        assert "policy: takes effect at the next start; endpoints are taken now" in str(follower.refused[0])
+        assert "policy: takes effect at the next start; the rest is taken now" in str(follower.refused[0])
+
+    follow(tmp_path, work)
+
+
+def test_names_objectives_and_trust_are_taken_over_at_once(tmp_path):
+    async def work(path, follower):
+        replace(path, TWO + "models: {alias: {targets: [{model: m}]}}\nobjectives: {urgent: {priority: 3}}\n")
+        await follower.until(lambda: follower.told)
+        assert follower.versions[-1].objectives["urgent"].priority == 3
+        assert "alias" in follower.versions[-1].models
+        assert follower.refused == []
 
     follow(tmp_path, work)
 

@@ -1,8 +1,11 @@
 """The command line: every verb explains itself; what an operator got wrong ends with status 2 and a sentence."""
 
+import io
+
 import pytest
 
 from beaconry.cli import VERBS, main
+from beaconry.tenancy.keys import KeyRing, hash_of
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -43,3 +46,24 @@ def test_presets_are_listed_with_how_far_they_can_be_trusted(
     assert main(["presets", "llama-3.1-8b/l40s"]) == 0
     assert "guessed" in capsys.readouterr().out
     assert main(["presets", "llama-3.1-8b/h101"]) == 2
+
+
+def test_a_key_is_made_with_the_hash_that_admits_it(capsys: pytest.CaptureFixture[str]):
+    keys = set()
+    for _ in range(2):
+        assert main(["key"]) == 0
+        (_, key), (_, stored) = (line.split() for line in capsys.readouterr().out.splitlines())
+        ring = KeyRing({"acme": [stored]}, {"acme": "acme"}, "t.yaml")
+        assert ring.owner(key.encode()) == "acme"
+        keys.add(key)
+    assert len(keys) == 2
+
+
+def test_an_existing_key_is_hashed_from_standard_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("sys.stdin", io.StringIO("my key\n"))
+    assert main(["key", "--existing"]) == 0
+    assert capsys.readouterr().out == hash_of("my key") + "\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["key", "--existing"]) == 2

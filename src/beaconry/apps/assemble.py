@@ -7,9 +7,11 @@ import resource
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from pathlib import Path
 from random import Random
 
 from beaconry.config.gateway import GatewayConfig
+from beaconry.config.tenants import TenantsFile
 from beaconry.io.access_log import AccessLog
 from beaconry.io.door import Door
 from beaconry.io.driver import Driver
@@ -21,6 +23,7 @@ from beaconry.io.monitor import Monitor
 from beaconry.io.prompts import Prompts
 from beaconry.io.recorder import Recorder
 from beaconry.io.relay import Relay
+from beaconry.io.tenant_file import TenantFile, limits_of, read_key
 from beaconry.io.zmq_events import KvFeeds
 from beaconry.kvindex.approximate import ApproximateIndex
 from beaconry.kvindex.exact import ExactIndex
@@ -33,6 +36,7 @@ from beaconry.router.facts import AdaptersSeen, Drain, EndpointGone, EndpointSee
 from beaconry.router.router import Router
 from beaconry.router.statistics import RouterStatistics
 from beaconry.scheduling.scheduler import make_scheduler
+from beaconry.tenancy.reception import Reception
 from beaconry.values.endpoint import Endpoint
 from beaconry.values.errors import OperatorError
 
@@ -67,6 +71,8 @@ class Gateway:
         self.port = 0
         """The bound port, once started."""
         self._router = make_router(config)
+        self._reception = Reception()
+        self.reconfigure(config)
         self._stack = AsyncExitStack()
         self._log: AccessLog | None = None
         self._recorder: Recorder | None = None
@@ -110,23 +116,49 @@ class Gateway:
             lambda: feed_families(self._feeds.statistics()),
             lambda: cache_families(self._router.cache_statistics()),
         )
+        key_file = config.tenants.engine_key_file
         door = Door(
             self._driver,
             self._prompts,
+            self._reception,
             page.render,
-            debug_headers=config.access.debug_headers,
-            session_header=config.access.session_header,
+            config.access,
+            engine_key=None if key_file is None else read_key(Path(key_file)),
             boot_id=secrets.token_hex(4),
         )
-        self._server = await serve(door.handle, config.listen.host, config.listen.port, config.limits)
+        tenants = self._load_tenants()
+        self._server = await serve(door.handle, config.listen.host, config.listen.port, config.limits, door.screen)
         self.port = self._server.port
-        for work in (self._monitor.run(), self._feeds.run()):
+        following = [] if tenants is None else [tenants.follow()]
+        for work in (self._monitor.run(), self._feeds.run(), *following):
             self._stack.callback(group.create_task(work).cancel)
         for endpoint in endpoints_of(config):
             self.tell(EndpointSeen(endpoint))
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
+
+    def reconfigure(self, config: GatewayConfig) -> None:
+        """Take over what may change while the gateway runs: names of models, objectives, trusted headers."""
+        self._reception.configure(config.models, config.objectives, config.trusted_headers)
+
+    def _load_tenants(self) -> TenantFile | None:
+        """Know the tenants' keys before anybody comes. Raises OperatorError; a later version that is bad is only reported."""
+        path = self.config.tenants.file
+        if path is None:
+            return None
+        file = TenantFile(
+            Path(path),
+            take=lambda tenants: self._take_tenants(tenants, path),
+            refused=lambda fault: _LOG.error("not taken over, the keys from before stay in force: %s", fault),
+        )
+        file.load()
+        return file
+
+    def _take_tenants(self, file: TenantsFile, path: str) -> None:
+        self._reception.take_keys(file, path)
+        self._driver.tell(limits_of(file))
+        _LOG.info("%s: %d tenants", path, len(file.tenants))
 
     def tell(self, fact: Fact) -> None:
         """Hand in a fact from outside: discovery's EndpointSeen and EndpointGone."""

@@ -13,6 +13,7 @@ from beaconry.apps.ending import Ending
 from beaconry.apps.listen_options import add_listen_options
 from beaconry.config.gateway import GatewayConfig
 from beaconry.io.endpoint_file import EndpointFile, read_gateway_config
+from beaconry.tenancy.rewrites import Rewrites
 from beaconry.values.errors import OperatorError
 
 _LOG = logging.getLogger(__name__)
@@ -50,10 +51,16 @@ async def _serve(path: Path, loaded: GatewayConfig, config: GatewayConfig) -> No
     await gateway.start()
     try:
         file = EndpointFile(
-            path, loaded, tell=gateway.tell, refused=lambda fault: _LOG.error("not taken over: %s", fault)
+            path,
+            loaded,
+            tell=gateway.tell,
+            reconfigure=gateway.reconfigure,
+            refused=lambda fault: _LOG.error("not taken over: %s", fault),
         )
         address = f"http://{config.listen.host}:{gateway.port}/v1"
         _LOG.info("serving %d endpoints of %s at %s", len(config.endpoints), path, address)
+        for name, target in Rewrites(config.models).unserved(endpoint.model for endpoint in config.endpoints):
+            _LOG.warning("models.%s: no endpoint serves its target %s; requests for it are answered 404", name, target)
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(file.follow())
             await ending.asked.wait()

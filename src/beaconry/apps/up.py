@@ -58,7 +58,7 @@ def default_service(engines: int = DEFAULT_ENGINES) -> ModelService:
 
 def service_of(path: str | None, engines: int | None) -> ModelService:
     """The spec of a file, or the default, with `engines` replicas if given. Raises OperatorError."""
-    service = default_service() if path is None else read_yaml(Path(path), ModelService)
+    service = default_service() if path is None else _read(Path(path))
     if engines is None:
         return service
     if engines < 1:
@@ -67,3 +67,10 @@ def service_of(path: str | None, engines: int | None) -> ModelService:
         raise OperatorError(f"--engines: {path} has {len(service.spec.pools)} pools; set replicas there")
     pool = msgspec.structs.replace(service.spec.pools[0], replicas=engines)
     return msgspec.structs.replace(service, spec=msgspec.structs.replace(service.spec, pools=(pool,)))
+
+
+def _read(path: Path) -> ModelService:
+    """A spec, with the tenants file found beside it. Raises OperatorError."""
+    service = read_yaml(path, ModelService)
+    router = msgspec.structs.replace(service.spec.router, tenants=service.spec.router.tenants.beside(path))
+    return msgspec.structs.replace(service, spec=msgspec.structs.replace(service.spec, router=router))

@@ -5,18 +5,16 @@ In YAML the names are camelCase (`firstByteS`). Sources: file, then flags.
 
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta, field
 
+from beaconry.config.section import Section as Section  # noqa: PLC0414 others take it from here
+from beaconry.config.tenants import ModelConfig, Objective, Tenants, TrustedHeader
 from beaconry.values.endpoint import EngineType, KvEventsAddress, Role
 from beaconry.values.kv_events import KvBlocks
 
 PATH = Meta(pattern=r"^/[\x21-\x7e]*$")
 """An absolute path without spaces or control characters: it goes onto the request line as it is."""
 ABOVE_0 = Meta(gt=0)
-
-
-class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """What all sections share: frozen, strict, camelCase outside."""
 
 
 class Listen(Section, frozen=True):
@@ -109,7 +107,7 @@ class Scrape(Section, frozen=True):
 class Tokens(Section, frozen=True):
     """Prompts to tokens, for engines that tell their KV events."""
 
-    model_dirs: dict[str, str] = {}
+    model_dirs: dict[str, str] = field(default_factory=dict)
     """Directory with `tokenizer.json` and chat template, by model: the fastest way (`pip install 'beaconry[tokenizers]'`)."""
     ask_engines: bool = True
     """Else, or if that fails, an engine's own `/tokenize` is asked."""
@@ -155,7 +153,7 @@ class Profile(Section, frozen=True):
     """Applied in order before the policy."""
     cost_terms: tuple[str, ...] = ()
     """Further parts of the expected cost; for the policy "expected-cost" only."""
-    scorers: dict[str, float] = {}
+    scorers: dict[str, float] = field(default_factory=dict)
     """Weights by scorer; for the policy "weighted" only. llm-d's default is queue 2, KV cache 2, prefix 3."""
     picker: str = "max-score-picker"
     """Takes one by the weighted scores."""
@@ -199,6 +197,13 @@ class GatewayConfig(Section, frozen=True):
     """Bound on the prefix index: about 2.5 million blocks of 64 tokens."""
     exact_index_bytes: int = 1_073_741_824
     """Bound on the index of engine events: about eleven million blocks."""
+    tenants: Tenants = Tenants()
+    trusted_headers: tuple[TrustedHeader, ...] = ()
+    """What every client may say of its requests: none by default, since nothing stops it from saying that it matters most."""
+    objectives: dict[str, Objective] = field(default_factory=dict)
+    """By the name that requests give in `x-llm-d-inference-objective`."""
+    models: dict[str, ModelConfig] = field(default_factory=dict)
+    """Aliases, canaries and defaults, by the name that clients use. Engines' models need not be listed."""
     seed: int = 0
     """Of the policy's own chance (tie breaks, random policies)."""
     endpoints: tuple[EndpointConfig, ...] = ()

@@ -1,6 +1,6 @@
 """The knobs of the KV-event feed."""
 
-from beaconry.config.gateway import Section
+from beaconry.config.section import Section
 
 
 class KvFeed(Section, frozen=True):

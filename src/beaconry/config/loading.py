@@ -96,8 +96,10 @@ class _Check:
             for index, item in enumerate(node.items):
                 self.value(item, get_args(plain)[0], f"{path}[{index}]")
         elif node.fields is not None and get_origin(plain) in (dict, Mapping):
-            for key, (_, child) in node.fields.items():
-                self.value(child, get_args(plain)[1], f"{path}.{key}")
+            key_kind, kind = get_args(plain)
+            for key, (line, child) in node.fields.items():
+                self._leaf(Node(line, value=key), key_kind, f"{path}.{key}")
+                self.value(child, kind, f"{path}.{key}")
         else:
             self._leaf(node, kind, path)
 
@@ -129,7 +131,8 @@ class _Check:
             quotes = "; put it in quotes" if "`str`" in what and isinstance(node.value, bool | int | float) else ""
             expected = _description(kind)
             what = f"expected {expected}" if expected else _reworded(what)
-            self.faults.append((node.line, path, f"{what}, found {_found(node)}{quotes}"))
+            found = "something else" if _is_secret(kind) else _found(node) + quotes
+            self.faults.append((node.line, path, f"{what}, found {found}"))
 
 
 def _without_wrapping(kind: Any) -> Any:
@@ -144,6 +147,12 @@ def _description(kind: Any) -> str | None:
     """What a `Meta(description=...)` says is expected, for patterns that are hard to read."""
     metas = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
     return next((meta.description for meta in metas if isinstance(meta, msgspec.Meta) and meta.description), None)
+
+
+def _is_secret(kind: Any) -> bool:
+    """Whether a `Meta(extra={"secret": True})` says that what stands there by mistake may be one, and must not be shown."""
+    metas = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
+    return any(isinstance(meta, msgspec.Meta) and (meta.extra or {}).get("secret") for meta in metas)
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ import msgspec
 from beaconry.io.line_file import LineFile
 from beaconry.io.relay import Relay
 from beaconry.router.effects import Ended
+from beaconry.values.request import Request
 
 
 class Line(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -20,6 +21,9 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     outcome: str
     status: int
     e2e_ms: float
+    asked_model: str | None = None
+    """What the client called the model, where that is another name."""
+    tenant: str | None = None
     endpoint: str | None = None
     attempts: int = 0
     stream: bool = False
@@ -40,17 +44,20 @@ class AccessLog:
         """Note one request."""
         usage = relay.usage
         placement = relay.placement
+        parsed = relay.parsed
         line = Line(
             time=round(time.time(), 3),
             id=ended.request_id,
-            model=relay.parsed.model[:200],
+            model=parsed.model[:200],
             path=relay.exchange.path,
             outcome=ended.outcome.value,
             status=relay.status,
             e2e_ms=round(1e3 * ended.e2e_s, 1),
+            asked_model=None if parsed.asked_model == parsed.model else parsed.asked_model[:200],
+            tenant=_tenant(relay.request),
             endpoint=None if placement is None else placement.endpoint.name,
             attempts=ended.attempts,
-            stream=relay.parsed.stream,
+            stream=parsed.stream,
             prompt_tokens=None if usage is None else usage.prompt_tokens,
             cached_tokens=None if usage is None else usage.cached_tokens,
             output_tokens=None if usage is None else usage.completion_tokens,
@@ -60,3 +67,8 @@ class AccessLog:
     def close(self) -> None:
         """Write the rest."""
         self._file.close()
+
+
+def _tenant(request: Request | None) -> str | None:
+    """Who has asked; None where nobody is told apart."""
+    return None if request is None or (request.account is None and request.tenant == "default") else request.tenant

@@ -5,18 +5,25 @@ Only `/v1/...` reaches an engine, by the `model` in its JSON body; an engine's o
 
 import re
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from http import HTTPStatus
 from typing import Any, Protocol
 
 import msgspec
+from msgspec import Struct, structs
 
+from beaconry.config.gateway import Access
 from beaconry.io.http_exchange import Exchange
 from beaconry.io.prompts import Keyed, Prompts
 from beaconry.io.relay import Relay
 from beaconry.router.facts import ClientLeft, Fact, RequestArrived, RequestRefused
 from beaconry.router.router import Router
+from beaconry.tenancy.reception import Reception
+from beaconry.tenancy.terms import PLAIN, Terms
 from beaconry.values.errors import CallerError
 from beaconry.values.request import Request
-from beaconry.wire.errors import caller_error_body
+from beaconry.wire.errors import caller_error_body, no_such_model
+from beaconry.wire.framing import Fault, body_bytes
 from beaconry.wire.headers import for_engine
 from beaconry.wire.openai import TOKEN_BYTES, Parsed, api_of, parse
 from beaconry.wire.prefix import BLOCK_BYTES
@@ -26,9 +33,16 @@ _FORWARDED = re.compile(r"/v1(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
 _ADMINISTRATIVE = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 """Changes an engine for everybody: the operator's, not a client's."""
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+UNKNOWN_BODY_BYTES = 16_384
+"""Read before its sender is known: less than a connection costs anyway, and the usual prompt is answered without closing."""
 CLIENT_CLOSED = 499
 """nginx's status for a client that left before there was an answer."""
 DEBUG_HEADER = b"x-beaconry-debug"
+_CHALLENGE = ((b"www-authenticate", b"Bearer"),)
+_NOTHING: frozenset[bytes] = frozenset()
+_KEY = frozenset({b"authorization"})
+_ENCODING = frozenset({b"accept-encoding"})
+"""An answer that must be edited must not be compressed."""
 
 
 class Desk(Protocol):
@@ -53,6 +67,19 @@ class Desk(Protocol):
         ...
 
 
+class _Received(Struct, frozen=True):
+    """A request that may be served, before its tokens are known."""
+
+    exchange: Exchange
+    parsed: Parsed
+    terms: Terms
+    request_id: str
+    arrived_s: float
+    session: str | None
+    has_id: bool
+    """The client has given it a usable id."""
+
+
 class Door:
     """Turns exchanges into requests, or answers them itself."""
 
@@ -60,20 +87,33 @@ class Door:
         self,
         desk: Desk,
         prompts: Prompts,
+        reception: Reception,
         metrics: Callable[[], bytes],
+        access: Access,
         *,
-        debug_headers: bool,
-        session_header: str | None,
+        engine_key: bytes | None,
         boot_id: str,
     ) -> None:
         self._desk = desk
         self._prompts = prompts
-        self._debug_headers = debug_headers
-        self._session_header = session_header.lower().encode() if session_header else None
+        self._reception = reception
+        self._debug_headers = access.debug_headers
+        self._session_header = access.session_header.lower().encode() if access.session_header else None
+        self._authorization = b"" if engine_key is None else b"authorization: Bearer %b\r\n" % engine_key
+        """For the engines, in the client's stead; empty if they ask for no key, or the client's own passes."""
         self._boot_id = boot_id
         """Makes request ids unique across restarts."""
         self._count = 0
         self._metrics = metrics
+
+    def screen(self, headers: list[tuple[bytes, bytes]]) -> Fault | None:
+        """Refuse somebody without a key before a large body is read: it would take the room of those who have one."""
+        if self._reception.asks_for_keys and body_bytes(headers) > UNKNOWN_BODY_BYTES:
+            try:
+                self._reception.caller(headers)
+            except CallerError as error:
+                return error.status, error.message, error.code or ""
+        return None
 
     def handle(self, exchange: Exchange) -> None:
         """Take one whole request."""
@@ -84,7 +124,8 @@ class Door:
                 self._look_up(exchange)
         except CallerError as error:
             self._desk.tell(RequestRefused(error.status))
-            exchange.respond(error.status, caller_error_body(error))
+            headers = _CHALLENGE if error.status == HTTPStatus.UNAUTHORIZED else ()
+            exchange.respond(error.status, caller_error_body(error), headers=headers)
 
     def _look_up(self, exchange: Exchange) -> None:
         path = exchange.path
@@ -93,9 +134,9 @@ class Door:
                 f"method {exchange.method[:32]} is not supported here", status=405, code="method_not_allowed"
             )
         if path == "/v1/models":
-            cards = [_model_card(name) for name in self._desk.router.models()]
+            cards = [_model_card(name) for name in self._models(exchange)]
             exchange.respond(200, msgspec.json.encode({"object": "list", "data": cards}))
-        elif path.startswith("/v1/models/") and path[11:] in self._desk.router.models():
+        elif path.startswith("/v1/models/") and path[11:] in self._models(exchange):
             exchange.respond(200, msgspec.json.encode(_model_card(path[11:])))
         elif path == "/health":
             exchange.respond(200, b"", b"text/plain")
@@ -106,6 +147,12 @@ class Door:
             exchange.respond(200, self._metrics(), b"text/plain; version=0.0.4; charset=utf-8")
         else:
             raise CallerError(f"there is no GET {path[:200]} here", status=404, code="unknown_path")
+
+    def _models(self, exchange: Exchange) -> list[str]:
+        """What this caller may ask for at present."""
+        caller = self._reception.caller(exchange.headers)
+        names = self._reception.rewrites.names(self._desk.router.models())
+        return [name for name in names if caller.may_ask_for(name)]
 
     def _forward(self, exchange: Exchange) -> None:
         path = exchange.path
@@ -118,28 +165,47 @@ class Door:
                 status=415,
                 code="unsupported_media_type",
             )
-        parsed = parse(api_of(path), exchange.body)
-        arrived_s = self._desk.now_s()
+        received = self._receive(exchange)
+        parsed = received.parsed
         keyed = self._prompts.begin(parsed.model, parsed.api, parsed.body)
         if keyed is None or isinstance(keyed, Keyed):
-            self._admit(exchange, parsed, keyed, arrived_s)
+            self._admit(received, keyed)
         else:
-            self._desk.spawn(self._admit_later(exchange, parsed, keyed, arrived_s))
+            self._desk.spawn(self._admit_later(received, keyed))
 
-    async def _admit_later(
-        self, exchange: Exchange, parsed: Parsed, pending: Awaitable[Keyed], arrived_s: float
-    ) -> None:
-        keyed = await pending
-        if exchange.closed:
-            self._desk.tell(RequestRefused(CLIENT_CLOSED))
-        else:
-            self._admit(exchange, parsed, keyed, arrived_s)
-
-    def _admit(self, exchange: Exchange, parsed: Parsed, keyed: Keyed | None, arrived_s: float) -> None:
-        """Hand the request to the router."""
-        desk = self._desk
+    def _receive(self, exchange: Exchange) -> "_Received":
+        """What is asked, and on whose terms. Raises CallerError for a key, a body, a model or a header that is wrong."""
+        arrived_s = self._desk.now_s()
+        reception = self._reception
+        caller = reception.caller(exchange.headers)
         self._count += 1
         request_id = f"{self._boot_id}-{self._count}"
+        session = self._session(exchange)
+        given_id = exchange.header(b"x-request-id")
+        if given_id is not None and not _REQUEST_ID.fullmatch(given_id):
+            given_id = None
+        target_of = None
+        if reception.rewrites:
+            by = session or (request_id if given_id is None else given_id.decode())
+            target_of = partial(reception.rewrites.target, key=by)
+        parsed = parse(api_of(exchange.path), exchange.body, target_of)
+        if not caller.may_ask_for(parsed.asked_model):
+            raise CallerError(no_such_model(parsed.asked_model), status=404, code="model_not_found")
+        terms = reception.terms(caller, exchange.headers, parsed.asked_model)
+        return _Received(exchange, parsed, terms, request_id, arrived_s, session, given_id is not None)
+
+    async def _admit_later(self, received: "_Received", pending: Awaitable[Keyed]) -> None:
+        keyed = await pending
+        if received.exchange.closed:
+            self._desk.tell(RequestRefused(CLIENT_CLOSED))
+        else:
+            self._admit(received, keyed)
+
+    def _admit(self, received: "_Received", keyed: Keyed | None) -> None:
+        """Hand the request to the router."""
+        desk = self._desk
+        exchange, parsed, terms, request_id = received.exchange, received.parsed, received.terms, received.request_id
+        renamed = parsed.asked_model != parsed.model
         density = desk.router.tokens_per_byte(parsed.model)
         exact = parsed.prompt_tokens
         if keyed is not None and keyed.tokens.ids is not None:
@@ -148,7 +214,7 @@ class Door:
             id=request_id,
             model=parsed.model,
             api=parsed.api,
-            arrived_s=arrived_s,
+            arrived_s=received.arrived_s,
             prompt_tokens=exact if exact is not None else int(parsed.prompt_bytes * density) + 1,
             prompt_bytes=parsed.prompt_bytes if parsed.prompt_tokens is None else 0,
             prefix=parsed.prefix,
@@ -159,11 +225,16 @@ class Door:
             output_tokens=parsed.output_tokens,
             sequences=parsed.sequences,
             stream=parsed.stream,
-            session=self._session(exchange),
+            session=received.session,
         )
-        headers = for_engine(exchange.headers)
-        given_id = exchange.header(b"x-request-id")
-        if given_id is None or not _REQUEST_ID.fullmatch(given_id):
+        if renamed or terms is not PLAIN:
+            asked_model = parsed.asked_model if renamed else None
+            request = structs.replace(request, asked_model=asked_model, **structs.asdict(terms))
+        withheld = _KEY if self._authorization or self._reception.asks_for_keys else _NOTHING
+        headers = for_engine(exchange.headers, withheld | _ENCODING if renamed else withheld)
+        if self._authorization:
+            headers += self._authorization
+        if not received.has_id:
             headers += b"x-request-id: %b\r\n" % request_id.encode()
         relay = Relay(desk, exchange, parsed, headers)
         relay.request = request

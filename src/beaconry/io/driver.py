@@ -7,7 +7,7 @@ from typing import Any
 
 from beaconry.io.relay import Relay
 from beaconry.io.upstream import UpstreamPool
-from beaconry.router.effects import Answer, BreakStream, CancelLeg, Ended, StartLeg, WakeAt
+from beaconry.router.effects import Answer, BreakStream, CancelLeg, Ended, StartLeg, TellAllowance, WakeAt
 from beaconry.router.facts import EndpointGone, Fact, TimerDue
 from beaconry.router.router import Router
 from beaconry.values.endpoint import Endpoint
@@ -68,6 +68,8 @@ class Driver:
                     self._wake_at(effect.at_s)
                 case CancelLeg():
                     self._relays[effect.request_id].cancel()
+                case TellAllowance():
+                    self._relays[effect.request_id].allowances = effect.allowances
                 case Answer():
                     self._relays[effect.request_id].answer(effect)
                 case BreakStream():

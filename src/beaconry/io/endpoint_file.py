@@ -1,8 +1,6 @@
-"""The static endpoint list of a gateway configuration, re-read when the file changes.
+"""The static endpoint list of a gateway configuration, re-read when the file changes; names of models and terms along with it.
 
-The file is looked at once a second (size, time, inode: replacing it atomically and mounted ConfigMaps are noticed) and read once it
-has stayed the same for two looks, so that a file being written is not taken half-way. A version that cannot be loaded, or lists an
-endpoint twice, changes nothing: it is reported, and what was loaded before stays in force.
+A version that cannot be loaded, or lists an endpoint twice, changes nothing: it is reported, and what was loaded before stays in force.
 """
 
 import asyncio
@@ -13,6 +11,7 @@ from msgspec import structs
 
 from beaconry.config.gateway import EndpointConfig, GatewayConfig
 from beaconry.io.config_file import read_yaml
+from beaconry.io.watched_file import POLL_S, follow
 from beaconry.router.facts import EndpointGone, EndpointSeen, Fact
 from beaconry.values.block_hash import DEFAULT_SEED
 from beaconry.values.endpoint import Endpoint
@@ -21,15 +20,13 @@ from beaconry.values.kv_events import KvBlocks
 
 VLLM_BLOCKS = KvBlocks(block_tokens=16, algorithm="sha256", seed=DEFAULT_SEED)
 """vLLM's defaults."""
-Stamp = tuple[int, int, int]
-"""Size in bytes, time of the last change in ns, inode."""
 
 
 def read_gateway_config(path: Path) -> GatewayConfig:
     """Load the file, with its endpoints checked. Raises OperatorError."""
     config = read_yaml(path, GatewayConfig)
     refuse_duplicates(config.endpoints, str(path))
-    return config
+    return structs.replace(config, tenants=config.tenants.beside(path))
 
 
 def refuse_duplicates(endpoints: Sequence[EndpointConfig], source: str) -> None:
@@ -60,8 +57,12 @@ def changes(old: Iterable[Endpoint], new: Iterable[Endpoint]) -> list[Fact]:
     return [*facts, *(EndpointGone(name) for name in before if name not in after)]
 
 
+AT_ONCE = frozenset({"endpoints", "models", "objectives", "trusted_headers"})
+"""Sections that take effect when the file changes."""
+
+
 class EndpointFile:
-    """Follows one file. `tell` gets the facts, `refused` the reason why a new version was not taken."""
+    """Follows one file. `tell` gets the facts, `reconfigure` each good version, `refused` why (some of) a version was not taken."""
 
     def __init__(
         self,
@@ -69,26 +70,20 @@ class EndpointFile:
         loaded: GatewayConfig,
         *,
         tell: Callable[[Fact], None],
+        reconfigure: Callable[[GatewayConfig], None],
         refused: Callable[[OperatorError], None],
-        poll_s: float = 1.0,
+        poll_s: float = POLL_S,
     ) -> None:
         self._path = path
         self._tell = tell
+        self._reconfigure = reconfigure
         self._refused = refused
         self._poll_s = poll_s
         self._loaded = loaded
-        self._stamp: Stamp | None = None  # of the version last read, good or bad; None until the first look
 
     async def follow(self) -> None:
         """Watch until cancelled."""
-        pending: Stamp | None = None
-        while True:
-            stamp = _stamp(self._path)
-            if stamp is not None and stamp == pending and stamp != self._stamp:
-                self._stamp = stamp
-                await self._reread()
-            pending = stamp
-            await asyncio.sleep(self._poll_s)
+        await follow(self._path, self._reread, self._poll_s)
 
     async def _reread(self) -> None:
         try:
@@ -97,23 +92,15 @@ class EndpointFile:
         except OperatorError as fault:
             self._refused(fault)
             return
-        fixed = [field for field in config.__struct_fields__ if field != "endpoints"]
+        fixed = [field for field in config.__struct_fields__ if field not in AT_ONCE]
         changed = [field for field in fixed if getattr(config, field) != getattr(self._loaded, field)]
         if changed:
             self._refused(
                 OperatorError(
-                    f"{self._path}: {', '.join(changed)}: takes effect at the next start; endpoints are taken now"
+                    f"{self._path}: {', '.join(changed)}: takes effect at the next start; the rest is taken now"
                 )
             )
+        self._reconfigure(config)
         for fact in changes(endpoints_of(self._loaded), endpoints_of(config)):
             self._tell(fact)
         self._loaded = config
-
-
-def _stamp(path: Path) -> Stamp | None:
-    """None if there is no file: it is being replaced, or gone; what was loaded stays in force."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return (status.st_size, status.st_mtime_ns, status.st_ino)

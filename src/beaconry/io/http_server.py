@@ -37,6 +37,8 @@ LINGER_S = 2.0
 """How long the rest of a refused request is read and dropped: closing at once would reset the connection under the answer."""
 SWEEP_S = 1.0
 WRITE_HIGH_BYTES = 262_144
+Screen = Callable[[list[tuple[bytes, bytes]]], Fault | None]
+"""Judges a request by its headers alone, before its body is read."""
 
 
 class TooManyPipelinedError(Exception):
@@ -187,7 +189,7 @@ class Connection(asyncio.Protocol):
         limits = self._server.limits
         if self._fed_bytes > limits.header_bytes and head_bytes(self._target, self._headers) > limits.header_bytes:
             return headers_too_large(limits)
-        return fault_of_headers(self._headers, limits, modern=modern)
+        return fault_of_headers(self._headers, limits, modern=modern) or self._server.screen(self._headers)
 
     def on_body(self, data: bytes) -> None:  # noqa: D102
         if self._draining_input:
@@ -337,8 +339,11 @@ class ServerStatistics(msgspec.Struct, frozen=True, kw_only=True):
 class HttpServer:
     """The listener and its connections."""
 
-    def __init__(self, handle: Callable[[Exchange], None], limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, handle: Callable[[Exchange], None], screen: Screen, limits: Limits, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self.handle = handle
+        self.screen = screen
         self.limits = limits
         self.loop = loop
         self.now_s = loop.time
@@ -425,8 +430,14 @@ class HttpServer:
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
 
 
-async def serve(handle: Callable[[Exchange], None], host: str, port: int, limits: Limits) -> HttpServer:
-    """Start a server on the running loop. Raises OperatorError if the address cannot be taken."""
-    server = HttpServer(handle, limits, asyncio.get_running_loop())
+def admit_all(headers: list[tuple[bytes, bytes]]) -> None:
+    """The screen of a server that reads every body."""
+
+
+async def serve(
+    handle: Callable[[Exchange], None], host: str, port: int, limits: Limits, screen: Screen = admit_all
+) -> HttpServer:
+    """Start a server on the running loop. `screen` may refuse a request before its body is read. OperatorError for an address in use."""
+    server = HttpServer(handle, screen, limits, asyncio.get_running_loop())
     await server.listen(host, port)
     return server

@@ -28,6 +28,7 @@ from prometheus_client.utils import floatToGoString
 
 from beaconry import __version__
 from beaconry.io.http_server import ServerStatistics
+from beaconry.io.tenant_metrics import tenant_metrics
 from beaconry.io.tokenizing import TokenizingStatistics
 from beaconry.router.member import State
 from beaconry.router.statistics import Distribution, EndpointStatistics, ModelStatistics, RouterStatistics
@@ -93,6 +94,7 @@ class _Snapshots(Collector):
         yield from _llm_d_models(router.models)
         yield from _llm_d_pools(router)
         yield from _llm_d_core(router)
+        yield from tenant_metrics(router.tenants)
 
 
 class _Part(Collector):

@@ -3,6 +3,7 @@
 The head of an answer is held until the first byte of its body, so that whatever fails before can still be sent elsewhere.
 """
 
+from math import ceil
 from typing import Protocol
 
 from beaconry.io.http_exchange import Exchange
@@ -10,9 +11,12 @@ from beaconry.io.upstream import Call, UpstreamPool
 from beaconry.router.effects import Answer, BreakStream, StartLeg
 from beaconry.router.facts import Fact, Fault, LegFailed, LegFinished, LegProgressed, LegStarted
 from beaconry.values.request import Request, Usage
+from beaconry.values.tenant import Allowance
 from beaconry.wire.errors import error_body
 from beaconry.wire.headers import for_client
+from beaconry.wire.model_name import NameRestorer
 from beaconry.wire.openai import Parsed
+from beaconry.wire.rate_limits import RATE_LIMIT_PREFIX, rate_limit_headers
 from beaconry.wire.tokens import PromptTokens
 from beaconry.wire.usage import StreamWatch, usage_of
 
@@ -50,8 +54,10 @@ class Relay:
         "_leg",
         "_length",
         "_reported_s",
+        "_restorer",
         "_started",
         "_watch",
+        "allowances",
         "debug",
         "exchange",
         "first_s",
@@ -80,6 +86,8 @@ class Relay:
         """The client asked for the decision in headers, and may."""
         self.tokens: PromptTokens | None = None
         """The prompt's tokens, or why there are none; None if nobody asked."""
+        self.allowances: tuple[Allowance, ...] = ()
+        """What is left of the tenant's limits, for the answer's headers."""
         self.status = 0
         self.usage: Usage | None = None
         self.head_headers: list[tuple[bytes, bytes]] = []
@@ -90,6 +98,8 @@ class Relay:
         """The endpoint answers with a status that makes the leg a failure; its body is dropped."""
         self._started = False
         """The answer has begun to go to the client."""
+        self._restorer: NameRestorer | None = None
+        """Of the current leg's answer; None if the engine knows the model by the name that the client used."""
         self._watch: StreamWatch | None = None
         self._collected: list[bytes] | None = None
         """The answer so far, while it may hold usage and is no longer than `USAGE_BODY_BYTES`."""
@@ -105,6 +115,8 @@ class Relay:
         self.placement = effect
         self._leg = effect.leg
         self._failing = False
+        if self.parsed.asked_model != self.parsed.model:
+            self._restorer = NameRestorer(self.parsed.model, self.parsed.asked_model)
         exchange = self.exchange
         target = f"{exchange.path}?{exchange.query}" if exchange.query else exchange.path
         payload = b"%b %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n%b\r\n%b" % (
@@ -129,7 +141,8 @@ class Relay:
         self.status = effect.status
         headers = [(b"x-llm-d-request-dropped-reason", effect.code.encode())]
         if effect.retry_after_s is not None:
-            headers.append((b"retry-after", b"%d" % max(1, round(effect.retry_after_s))))
+            headers.append((b"retry-after", b"%d" % max(1, ceil(effect.retry_after_s))))
+        headers += rate_limit_headers(self.allowances)
         self.exchange.respond(
             effect.status, error_body(effect.message, status=effect.status, code=effect.code), headers=headers
         )
@@ -148,12 +161,16 @@ class Relay:
     def on_answer(self, status: int, headers: list[tuple[bytes, bytes]], length: int | None) -> None:
         """The head is there; what it means shows with the body."""
         self.status = status
-        self._length = length
+        self._length = length if self._restorer is None else None
         self._failing = status >= 500 or status == 429
         self.head_headers = headers
 
     def on_data(self, data: bytes, *, ended: bool) -> None:
         """Pass a piece on."""
+        if self._restorer is not None:
+            data = self._restorer.feed(data)
+            if ended:
+                data += self._restorer.finish()
         if self._failing:
             if ended:
                 self._call = None
@@ -178,6 +195,9 @@ class Relay:
         self.first_s = self._reported_s - self._arrived_s
         exchange = self.exchange
         headers = for_client(self.head_headers)
+        if self.allowances:
+            headers = [header for header in headers if not header[0].startswith(RATE_LIMIT_PREFIX)]
+            headers += rate_limit_headers(self.allowances)
         if self.debug and self.placement is not None:
             headers += debug_headers(self.placement, self.first_s)
             if self.tokens is not None:

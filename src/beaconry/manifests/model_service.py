@@ -15,7 +15,9 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, field
 
-from beaconry.config.gateway import Access, Deadlines, Health, Limits, Offloading, Profile, Retry, Scrape, Section
+from beaconry.config.gateway import Access, Deadlines, Health, Limits, Offloading, Profile, Retry, Scrape
+from beaconry.config.section import Section
+from beaconry.config.tenants import ModelConfig, Objective, Tenants, TrustedHeader
 from beaconry.values.endpoint import Role
 
 Name = Annotated[
@@ -158,6 +160,10 @@ class Router(Section, frozen=True):
     profile: Profile | None = None
     """Instead of `policy`: one with filters, cost terms or scorers."""
     access: Access = Access()
+    tenants: Tenants = Tenants()
+    trusted_headers: tuple[TrustedHeader, ...] = ()
+    objectives: dict[str, Objective] = field(default_factory=dict)
+    models: dict[str, ModelConfig] = field(default_factory=dict)
     deadlines: Deadlines = Deadlines()
     health: Health = Health()
     limits: Limits = Limits()

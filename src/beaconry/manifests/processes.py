@@ -119,6 +119,10 @@ def plan_gateway(service: ModelService, listen: Listen) -> GatewayConfig:
         access=router.access,
         policy=router.policy,
         profile=router.profile,
+        tenants=router.tenants,
+        trusted_headers=router.trusted_headers,
+        objectives=router.objectives,
+        models=router.models,
     )
 
 

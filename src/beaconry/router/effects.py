@@ -5,6 +5,7 @@ from msgspec import Struct
 from beaconry.values.decision import Decision
 from beaconry.values.endpoint import Endpoint
 from beaconry.values.outcome import Outcome
+from beaconry.values.tenant import Allowance
 
 
 class StartLeg(Struct, frozen=True):
@@ -21,6 +22,13 @@ class CancelLeg(Struct, frozen=True):
 
     request_id: str
     leg: int
+
+
+class TellAllowance(Struct, frozen=True):
+    """The answer, whatever it will be, is to say what is left of the tenant's limits."""
+
+    request_id: str
+    allowances: tuple[Allowance, ...]
 
 
 class Answer(Struct, frozen=True, kw_only=True):
@@ -60,4 +68,4 @@ class WakeAt(Struct, frozen=True):
     at_s: float
 
 
-Effect = StartLeg | CancelLeg | Answer | BreakStream | Ended | WakeAt
+Effect = StartLeg | CancelLeg | TellAllowance | Answer | BreakStream | Ended | WakeAt

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
+from beaconry.config.tenants import TenantLimits
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.kv_events import KvEvent, SourceState
 from beaconry.values.request import Request, Usage
@@ -135,6 +136,12 @@ class KvSourceChanged(Struct, frozen=True):
     """Why it is not exact; empty if it is."""
 
 
+class TenantsChanged(Struct, frozen=True):
+    """All tenants there are from now on, with what they may take."""
+
+    limits: dict[str, TenantLimits]
+
+
 class TimerDue(Struct, frozen=True):
     """A time asked for with `WakeAt` has come."""
 
@@ -161,6 +168,7 @@ Fact = (
     | KvEvents
     | KvCleared
     | KvSourceChanged
+    | TenantsChanged
     | TimerDue
     | Drain
 )

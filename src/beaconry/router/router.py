@@ -14,7 +14,7 @@ from beaconry.config.gateway import Deadlines, Health, Retry
 from beaconry.latency.rates import RateBook
 from beaconry.router.caches import Caches, CachesStatistics
 from beaconry.router.deadlines import NEVER, DeadlineQueue
-from beaconry.router.effects import Answer, BreakStream, CancelLeg, Effect, Ended, StartLeg, WakeAt
+from beaconry.router.effects import Answer, BreakStream, CancelLeg, Effect, Ended, StartLeg, TellAllowance, WakeAt
 from beaconry.router.exchange import Exchange, Leg
 from beaconry.router.facts import (
     AdaptersSeen,
@@ -35,6 +35,7 @@ from beaconry.router.facts import (
     LoadSampled,
     RequestArrived,
     RequestRefused,
+    TenantsChanged,
     TimerDue,
 )
 from beaconry.router.learning import Learning
@@ -42,10 +43,12 @@ from beaconry.router.member import Member
 from beaconry.router.retries import RetryBudget
 from beaconry.router.statistics import ModelCounters, RouterStatistics
 from beaconry.scheduling.scheduler import Scheduler
+from beaconry.tenancy.allowances import Allowances
 from beaconry.values.endpoint import Role
 from beaconry.values.errors import InternalError
 from beaconry.values.outcome import Outcome
 from beaconry.values.request import Request
+from beaconry.wire.errors import no_such_model
 
 BUSY_STATUSES = frozenset({429, 503})
 """An engine that answers so is full, not broken."""
@@ -86,6 +89,7 @@ class Router:
         """Legs with first byte."""
         self._total: DeadlineQueue[str, Exchange] = DeadlineQueue(deadlines.total_s)
         """All exchanges."""
+        self._allowances = Allowances()
         self._drain_s: float | None = None
         """When what still runs is cut off; None while not draining."""
         self._wake_s = NEVER
@@ -111,6 +115,7 @@ class Router:
             KvEvents: self._kv_events,
             KvCleared: self._kv_cleared,
             KvSourceChanged: self._kv_source_changed,
+            TenantsChanged: self._tenants_changed,
             TimerDue: self._timer_due,
             Drain: self._drain,
         }
@@ -135,13 +140,15 @@ class Router:
         request = fact.request
         if request.model not in self._models:
             self._refused += 1
-            message = f"The model `{request.model[:200]}` does not exist. GET /v1/models lists those that do."
+            message = no_such_model(request.asked_model or request.model)
             effects.append(
                 Answer(
                     request_id=request.id, status=404, outcome=Outcome.REFUSED, message=message, code="model_not_found"
                 )
             )
             effects.append(_ended(request, Outcome.REFUSED, now_s))
+            return
+        if request.account is not None and not self._within_limits(request, now_s, effects):
             return
         exchange = Exchange(request)
         self._exchanges[request.id] = exchange
@@ -155,6 +162,32 @@ class Router:
             self._answer(
                 exchange, 503, Outcome.NO_ENDPOINT, "no engine can serve this model at present", now_s, effects
             )
+
+    def _within_limits(self, request: Request, now_s: float, effects: list[Effect]) -> bool:
+        """Charge a request to its tenant; if there is no room for it, answer so."""
+        refusal = self._allowances.arrive(request, now_s)
+        left = self._allowances.left(request.account, now_s)
+        if left:
+            effects.append(TellAllowance(request.id, left))
+        if refusal is None:
+            return True
+        outcomes = self._counters[request.model].outcomes
+        outcomes[Outcome.RATE_LIMITED] = outcomes.get(Outcome.RATE_LIMITED, 0) + 1
+        effects.append(
+            Answer(
+                request_id=request.id,
+                status=429,
+                outcome=Outcome.RATE_LIMITED,
+                message=refusal.message,
+                code="rate_limit_exceeded",
+                retry_after_s=refusal.retry_after_s,
+            )
+        )
+        effects.append(_ended(request, Outcome.RATE_LIMITED, now_s))
+        return False
+
+    def _tenants_changed(self, fact: TenantsChanged, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
+        self._allowances.configure(fact.limits, now_s)
 
     def _refused_at_door(self, fact: RequestRefused, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
         self._refused += 1
@@ -235,6 +268,7 @@ class Router:
         refused = fact.status >= 400
         if fact.usage is not None and not refused:
             self._counters[leg.exchange.request.model].count_usage(fact.usage, now_s - leg.first_byte_s)
+            self._allowances.reported(leg.exchange.request.id, fact.usage, now_s)
         self._learning.finished(leg, None if refused else fact.usage, batch_at_end, now_s)
         self._end(leg.exchange, Outcome.ENGINE_REFUSED if refused else Outcome.COMPLETED, now_s, effects)
 
@@ -336,6 +370,7 @@ class Router:
         counters.running -= 1
         counters.outcomes[outcome] = counters.outcomes.get(outcome, 0) + 1
         counters.e2e.add(now_s - request.arrived_s)
+        self._allowances.end(request.id, outcome, exchange.attempts, now_s)
         effects.append(_ended(request, outcome, now_s, exchange.attempts))
 
     # -- time
@@ -450,6 +485,7 @@ class Router:
                 for name, member in self._members.items()
             ),
             models={model: counters.snapshot() for model, counters in self._counters.items()},
+            tenants=self._allowances.statistics(),
             refused=self._refused,
             retries=self._retries,
             in_flight=len(self._exchanges),
@@ -463,6 +499,7 @@ class Router:
 
     def check(self) -> None:
         """Raise InternalError if an invariant does not hold."""
+        self._allowances.check()
         for member in self._members.values():
             member.check()
         if {leg for m in self._members.values() for leg in (*m.prefilling, *m.decoding)} != set(self._legs):

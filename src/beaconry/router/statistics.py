@@ -7,6 +7,7 @@ from msgspec import Struct
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.outcome import Outcome
 from beaconry.values.request import Usage
+from beaconry.values.tenant import TenantStatistics
 
 LATENCY_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1800, 3600)
 """llm-d's request buckets, 5 ms to an hour."""
@@ -130,6 +131,8 @@ class RouterStatistics(Struct, frozen=True, kw_only=True):
     """That moment, by the router's clock: ages of samples count from here."""
     endpoints: tuple[EndpointStatistics, ...]
     models: dict[str, ModelStatistics]
+    tenants: dict[str, TenantStatistics] = {}
+    """By name; those configured now."""
     refused: int
     """Requests that never reached a model: malformed, too large, unknown model."""
     retries: int

@@ -9,6 +9,8 @@ class Outcome(StrEnum):
     COMPLETED = "completed"
     REFUSED = "refused"
     """The caller's fault, found at the door: malformed, too large, unknown model."""
+    RATE_LIMITED = "rate-limited"
+    """A limit of the caller's tenant has no room for it."""
     ENGINE_REFUSED = "engine-refused"
     """An engine answered 4xx and the answer was relayed."""
     NO_ENDPOINT = "no-endpoint"

@@ -48,6 +48,10 @@ class Request(Struct, frozen=True, kw_only=True):
     """A session key the caller sent, only where the operator configured a header for it."""
     tenant: str = "default"
     """Who pays: requests of one tenant share a fair queue. From its API key, or a trusted header; never from an untrusted client."""
+    account: str | None = None
+    """The configured tenant whose API key came with it, and whose limits it is charged to; None where no keys are asked for."""
+    asked_model: str | None = None
+    """What the client called the model, where that is another name."""
     weight: float = 1.0
     """The tenant's share against others' of the same priority."""
     priority: int = 0

@@ -23,3 +23,8 @@ def error_body(
 def caller_error_body(error: CallerError) -> bytes:
     """Render a CallerError."""
     return error_body(error.message, status=error.status, code=error.code, param=error.param, kind=error.kind)
+
+
+def no_such_model(name: str) -> str:
+    """What to say of a model that is not there, or not for this caller: the same, so that names cannot be fished for."""
+    return f"The model `{name[:200]}` does not exist. GET /v1/models lists those that do."

@@ -4,6 +4,8 @@ Two parties that disagree on where a request ends let a client slip a second one
 ways is refused.
 """
 
+from math import inf
+
 import httptools
 
 from beaconry.config.gateway import Limits
@@ -57,6 +59,16 @@ def headers_too_large(limits: Limits) -> Fault:
 def body_too_large(limits: Limits) -> Fault:
     """413."""
     return 413, f"the request body is larger than the {limits.body_bytes} bytes this gateway takes", "body_too_large"
+
+
+def body_bytes(headers: Headers) -> float:
+    """How long a body its head announces; infinity for a chunked one, which does not say."""
+    for name, value in headers:
+        if name == b"transfer-encoding":
+            return inf
+        if name == b"content-length":
+            return int(value)
+    return 0
 
 
 def origin_form(target: bytes) -> bytes:

@@ -31,9 +31,11 @@ INTERNAL_PREFIXES = (
 """Headers by which routers steer engines and sidecars: from a client they could choose a peer, a rank or a priority."""
 
 
-def for_engine(headers: Headers) -> bytes:
-    """The client's headers as they go to an engine, rendered; framing and internal ones left out."""
-    named = _named_by_connection(headers)
+def for_engine(headers: Headers, without: frozenset[bytes] = frozenset()) -> bytes:
+    """The client's headers as they go to an engine, rendered; framing and internal ones left out, and those that `without` names."""
+    named = _named_by_connection(headers) or without
+    if without and named is not without:
+        named |= without
     parts = [
         b"%b: %b\r\n" % (name, value)
         for name, value in headers

@@ -6,6 +6,7 @@ may set, or lacks the usage report that we need. Wrong types are refused here wi
 
 import re
 from array import array
+from collections.abc import Callable
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -177,6 +178,9 @@ class Parsed(Struct, frozen=True, kw_only=True):
 
     api: Api
     model: str
+    """As the engines call it."""
+    asked_model: str
+    """As the client calls it."""
     prompt_bytes: int
     prompt_tokens: int | None
     """Exact, if the prompt came as token ids."""
@@ -212,23 +216,25 @@ def api_of(path: str) -> Api:
     return _PATHS.get(path, Api.OTHER)
 
 
-def parse(api: Api, body: bytes) -> Parsed:
-    """Decode a body. Raises CallerError with the place of what is wrong."""
+def parse(api: Api, body: bytes, target_of: Callable[[str], str] | None = None) -> Parsed:
+    """Decode a body; `target_of` gives the engines' name of a model. Raises CallerError with the place of what is wrong."""
     fields = _decode(api, body)
+    model = fields.model if target_of is None else target_of(fields.model)
     text, tokens = fields.prompt()
     stream = bool(fields.stream)
     wants_usage = fields.stream_options is not None and bool(fields.stream_options.include_usage)
     return Parsed(
         api=api,
-        model=fields.model,
+        model=model,
+        asked_model=fields.model,
         prompt_bytes=len(text),
         prompt_tokens=tokens,
-        prefix=chain(text, f"{fields.model}\0{fields.cache_salt or ''}".encode("utf-8", "surrogatepass")),
+        prefix=chain(text, f"{model}\0{fields.cache_salt or ''}".encode("utf-8", "surrogatepass")),
         output_tokens=_positive(fields.output_limit(), "max_tokens"),
         sequences=_positive(fields.n, "n") or 1,
         stream=stream,
         wants_usage=wants_usage,
-        body=_edited(fields, body, ask_usage=stream and not wants_usage and api in (Api.CHAT, Api.COMPLETIONS)),
+        body=_edited(fields, body, model, ask_usage=stream and not wants_usage and api in (Api.CHAT, Api.COMPLETIONS)),
     )
 
 
@@ -247,8 +253,8 @@ def _decode(api: Api, body: bytes) -> Body:
         raise CallerError("the request body is nested too deeply", code="invalid_json") from None
 
 
-def _edited(fields: Body, body: bytes, *, ask_usage: bool) -> bytes:
-    """The body for the engine: unchanged in the common case, spliced for usage, re-encoded if it must lose a field."""
+def _edited(fields: Body, body: bytes, model: str, *, ask_usage: bool) -> bytes:
+    """The body for the engine: unchanged in the common case, spliced for usage, re-encoded if a field must go or change."""
     xargs = fields.vllm_xargs
     reserved = (
         fields.kv_transfer_params is not UNSET
@@ -260,12 +266,13 @@ def _edited(fields: Body, body: bytes, *, ask_usage: bool) -> bytes:
         or fields.bootstrap_room is not UNSET
         or (xargs is not None and not RESERVED_XARGS.isdisjoint(xargs))
     )
-    if not reserved:
+    if not reserved and model == fields.model:
         if not ask_usage:
             return body
         if fields.stream_options is None and b'"stream_options"' not in body:
             return body.rstrip()[:-1] + b',"stream_options":{"include_usage":true}}'
     document: dict[str, Raw] = msgspec.json.decode(body, type=dict[str, Raw])
+    document["model"] = Raw(msgspec.json.encode(model))
     for key in RESERVED_KEYS:
         document.pop(key, None)
     if xargs is not None:

@@ -227,3 +227,13 @@ def test_the_router_section_becomes_the_gateways_configuration():
     config = plan_gateway(service(router), Listen(port=0))
     assert (config.policy, config.retry.attempts, config.listen.port, config.endpoints) == ("random", 1, 0, ())
     assert config.offloading.kv_bytes_per_token == 131_072
+
+
+def test_a_service_s_tenants_and_names_reach_its_gateway():
+    found = plan_gateway(
+        service(
+            "  router: {tenants: {file: t.yaml}, models: {a: {targets: [{model: gpt-oss}]}}, trustedHeaders: [slo]}"
+        ),
+        Listen(),
+    )
+    assert (found.tenants.file, list(found.models), found.trusted_headers) == ("t.yaml", ["a"], ("slo",))

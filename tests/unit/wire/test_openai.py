@@ -68,6 +68,24 @@ def test_other_stream_options_are_kept_when_usage_is_added():
     }
 
 
+def test_a_model_is_called_by_its_engines_name_and_everything_else_is_kept():
+    body = b'{"messages":[{"role":"user","content":"h\\u00e9"}],"model":"alias","temperature":0.10}'
+    parsed = parse(Api.CHAT, body, {"alias": "org/m"}.__getitem__)
+    assert (parsed.model, parsed.asked_model) == ("org/m", "alias")
+    assert parsed.body == body.replace(b"alias", b"org/m")
+    assert parsed.prefix == parse(Api.CHAT, parsed.body).prefix
+
+
+def test_a_model_named_twice_is_rewritten_once_for_all():
+    parsed = parse(Api.CHAT, b'{"model":"other","messages":[],"model":"alias"}', {"alias": "m"}.__getitem__)
+    assert json.loads(parsed.body, object_pairs_hook=list) == [("model", "m"), ("messages", [])]
+
+
+def test_a_name_that_stands_for_itself_changes_no_byte():
+    body = chat()
+    assert parse(Api.CHAT, body, lambda model: model).body is body
+
+
 def test_a_stream_that_asks_for_usage_is_left_alone():
     body = chat(stream=True, stream_options={"include_usage": True})
     parsed = parse(Api.CHAT, body)
