@@ -74,6 +74,7 @@ def healthy(port):
         return False
 
 
+@pytest.mark.timeout(900)
 def test_another_run_is_predicted(engine, tmp_path):
     limits = [part for pair in LIMITS.items() for part in pair]
     tried = []

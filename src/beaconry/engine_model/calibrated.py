@@ -233,16 +233,14 @@ CALIBRATED: Final[Mapping[str, Calibration]] = MappingProxyType(
         ),
         "llama-3.1-8b/h100": Calibration(
             corrections=Corrections(
-                overhead=0.89, prompt=0.934, sequences=0.235, weights=0.905, compute=1.32, kv=0.926
+                overhead=0.776, prompt=0.98, sequences=0.51, weights=0.954, compute=0.957, kv=0.953
             ),
-            request_s=0.0043,
+            request_s=0.005,
             points=3,
-            itl_error=0.041,
-            ttft_error=0.41,
-            source=(
-                "yobitelcomm InferenceBench, vLLM 0.21: Llama-3.1-8B FP16 on one H100; "
-                "workload variant autoscaler, tutorial: 8B on one H100"
-            ),
+            itl_error=0.029,
+            ttft_error=None,
+            source="yobitelcomm InferenceBench, vLLM 0.21: Llama-3.1-8B FP16 on one H100; "
+            "workload variant autoscaler, tutorial: 8B on one H100",
         ),
     }
 )
