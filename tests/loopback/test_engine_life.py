@@ -129,6 +129,25 @@ async def test_a_slow_first_token_comes_after_the_delay():
 
 
 @on_loop
+async def test_a_request_is_queued_after_the_preset_s_time_per_request_by_the_engine_s_clock():
+    async with running(request_s=0.4, speed=4.0) as (engine, port):
+        began_s = engine.generation.steps.now_s()
+        reply = await call(port, "/v1/completions", PROMPT | {"max_tokens": 1})
+        assert reply.status == 200
+        assert engine.generation.steps.now_s() - began_s >= 0.4
+
+
+@on_loop
+async def test_a_client_that_leaves_before_its_request_is_queued_costs_nothing():
+    async with running(request_s=0.2) as (engine, port):
+        _, writer = await start(port, "/v1/completions", PROMPT | {"max_tokens": 2000})
+        writer.transport.abort()
+        assert (await call(port, "/v1/completions", PROMPT | {"max_tokens": 1})).status == 200
+        assert engine.generation.engine.statistics().generation_tokens == 1
+        assert engine.generation.open_answers == 0
+
+
+@on_loop
 async def test_a_hanging_request_is_never_answered_and_holds_nothing():
     async with running() as (engine, port):
         reader, writer = await start(port, "/v1/completions", PROMPT, headers=fault(kind="hang"))

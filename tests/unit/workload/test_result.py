@@ -2,7 +2,7 @@ import pytest
 from msgspec.structs import replace
 
 from beaconry.values.errors import OperatorError
-from beaconry.workload.result import Result, decode_result, encode_result, figures, latencies, spreads
+from beaconry.workload.result import Result, decode_result, encode_result, figures, latencies, spreads, timings
 from beaconry.workload.sample import Sample, Slo
 from beaconry.workload.summary import summarise
 
@@ -38,6 +38,20 @@ def row(rows, name):
 def test_a_result_survives_its_file():
     before = result(error="timeout")
     assert decode_result(encode_result(before), "x.json") == before
+
+
+def test_a_result_has_a_line_per_success_that_tells_its_tokens():
+    told = Sample(
+        index=1, planned_s=0.0, sent_s=0.25, first_s=0.5, end_s=1.0, prompt_tokens=9, output_tokens=3, endpoint="e"
+    )
+    others = (
+        Sample(index=0, planned_s=0.0, sent_s=0.0, first_s=0.5, end_s=1.0),
+        Sample(index=2, planned_s=0.0, sent_s=0.0, end_s=1.0, error="timeout"),
+    )
+    before = result(timings=timings((*others, told)))
+    encoded = encode_result(before)
+    assert b'\n  ["e",0.25,0.5,1.0,9,0,3]\n' in encoded
+    assert decode_result(encoded, "x.json") == before
 
 
 @pytest.mark.parametrize(
