@@ -15,6 +15,8 @@ from beaconry.workload.distribution import distribution
 from beaconry.workload.result import Result, decode_result
 from beaconry.workload.wording import in_short
 
+SHORTEST_STEP_S = 1e-6
+"""Where the fit finds none: a preset must not stand still."""
 CACHED_SHARE = 0.05
 """Of prompt tokens: more of them found in caches make the fit doubtful, since what they attend to is not replayed."""
 BUSY_CLIENT = 0.8
@@ -103,7 +105,7 @@ def preset_file(found: Fit, settings: EngineSettings, model: str, source: str) -
         api_version="beaconry/v1alpha1",
         kind="EnginePreset",
         model=model,
-        step_time=StepCosts(**costs),
+        step_time=StepCosts(**{"fixed_s": SHORTEST_STEP_S, **costs}),
         request_s=float(f"{found.request_s:.5g}"),
         blocks=settings.num_blocks,
         block_tokens=settings.block_tokens,
@@ -157,7 +159,7 @@ def _print(found: Fit, replayed: list[Replayed], warnings: tuple[str, ...]) -> N
     quality = Table(
         "ms", "", *(Column(point, justify="right") for point in points), title="Measured, and replayed with it"
     )
-    tokens = [one for one in replayed if one.served.output_tokens > 1]
+    tokens = [one for one in replayed if one.served.streamed]
     for name, measured, simulated in (
         ("TTFT", [one.served.ttft_s for one in replayed], [one.ttft_s for one in replayed]),
         ("TPOT", [one.served.tpot_s for one in tokens], [one.tpot_s for one in tokens]),

@@ -49,8 +49,8 @@ REMEDIES = (
     "send some requests with short prompts to an idle engine",
 )
 """By term: what makes a run tell it."""
-VAGUE = 0.1
-"""A term is called vague if its standard error would change the latencies by more than this share."""
+VAGUE, MOST = 0.1, 0.9
+"""A term is not known if its standard error would change more than a tenth of the latencies by more than a tenth."""
 
 
 class Served(Struct, frozen=True, kw_only=True):
@@ -69,6 +69,11 @@ class Served(Struct, frozen=True, kw_only=True):
     def ttft_s(self) -> float:
         """Time to first token."""
         return self.first_s - self.sent_s
+
+    @property
+    def streamed(self) -> bool:
+        """Its tokens came one after the other, so that their pace says something."""
+        return self.output_tokens > 1 and self.end_s > self.first_s
 
     @property
     def tpot_s(self) -> float:
@@ -124,10 +129,7 @@ class Replayed(Struct, frozen=True, kw_only=True):
 
 def fit(requests: Sequence[Served], settings: EngineSettings) -> Fit:
     """Return the step time that explains the requests best. OperatorError for too few of them, or if one cannot fit into the engine."""
-    if len(requests) < FEWEST:
-        raise OperatorError(
-            f"{len(requests)} requests are too few to tell what a step is made of; give runs with {FEWEST} or more"
-        )
+    _validate(requests, settings)
     step_time, request_s = _first_guess(requests), 0.0
     best: tuple[float, list[Replayed], LinearStepTime, float] | None = None
     for _ in range(ROUNDS):
@@ -166,10 +168,25 @@ def replay(
     ]
 
 
+def _validate(requests: Sequence[Served], settings: EngineSettings) -> None:
+    streamed = sum(one.streamed and one.ttft_s > 0.0 for one in requests)
+    if streamed < FEWEST:
+        raise OperatorError(
+            f"{streamed} streamed answers are too few to tell what a step is made of; give runs with {FEWEST} or more"
+        )
+    longest = max(one.prompt_tokens + one.output_tokens for one in requests)
+    memory = settings.num_blocks * settings.block_tokens
+    if longest > memory:
+        raise OperatorError(
+            f"a request of {longest} tokens was served, and {settings.num_blocks} blocks of {settings.block_tokens} tokens hold "
+            f"{memory}: give the engine's own --blocks and --block-size"
+        )
+
+
 def _first_guess(requests: Sequence[Served]) -> LinearStepTime:
     """A step as long as the quickest tokens came, and prompts as fast as the quickest first tokens."""
-    paces = sorted(served.tpot_s for served in requests if served.output_tokens > 1)
-    fixed_s = paces[len(paces) // 20] if paces else min(served.ttft_s for served in requests)
+    paces = sorted(served.tpot_s for served in requests if served.streamed)
+    fixed_s = paces[len(paces) // 20]
     rates = sorted(served.ttft_s / served.prompt_tokens for served in requests)
     return LinearStepTime(fixed_s=fixed_s, prefill_tps=1.0 / max(1e-9, rates[len(rates) // 20]))
 
@@ -179,20 +196,13 @@ def _equations(replayed: Sequence[Replayed]) -> list[tuple[Equation, float]]:
     found = []
     for one in replayed:
         served, exposure = one.served, one.exposure
-        found.append(
-            (
-                Equation((*exposure.to_first, 1.0), served.ttft_s, TTFT_DEVIATION * served.ttft_s),
-                (one.ttft_s / served.ttft_s - 1.0) / TTFT_DEVIATION,
-            )
-        )
-        if served.output_tokens > 1:
+        if served.ttft_s > 0.0:
+            equation = Equation((*exposure.to_first, 1.0), served.ttft_s, TTFT_DEVIATION * served.ttft_s)
+            found.append((equation, (one.ttft_s / served.ttft_s - 1.0) / TTFT_DEVIATION))
+        if served.streamed:
             decode_s = served.end_s - served.first_s
-            found.append(
-                (
-                    Equation((*exposure.to_end, 0.0), decode_s, DECODE_DEVIATION * decode_s),
-                    (one.tpot_s / served.tpot_s - 1.0) / DECODE_DEVIATION,
-                )
-            )
+            equation = Equation((*exposure.to_end, 0.0), decode_s, DECODE_DEVIATION * decode_s)
+            found.append((equation, (one.tpot_s / served.tpot_s - 1.0) / DECODE_DEVIATION))
     return found
 
 
@@ -227,10 +237,8 @@ def _judge(replayed: Sequence[Replayed], step_time: LinearStepTime, request_s: f
         requests=len(replayed),
         most_running=_most_running(replayed),
         longest_prompt=max(one.served.prompt_tokens for one in replayed),
-        ttft_error=median(abs(one.ttft_s / one.served.ttft_s - 1.0) for one in replayed),
-        tpot_error=median(
-            [abs(one.tpot_s / one.served.tpot_s - 1.0) for one in replayed if one.served.output_tokens > 1] or [0.0]
-        ),
+        ttft_error=median(abs(one.ttft_s / one.served.ttft_s - 1.0) for one in replayed if one.served.ttft_s > 0.0),
+        tpot_error=median(abs(one.tpot_s / one.served.tpot_s - 1.0) for one in replayed if one.served.streamed),
         warnings=tuple(_warnings(replayed, terms)),
     )
 
@@ -240,9 +248,9 @@ def _warnings(replayed: Sequence[Replayed], terms: Sequence[Term]) -> list[str]:
     found = []
     equations = [equation for equation, _ in _equations(replayed)]
     for column, (term, remedy) in enumerate(zip(terms, REMEDIES, strict=True)):
-        shares = [abs(equation.features[column]) / equation.value for equation in equations]
+        shares = sorted(abs(equation.features[column]) / equation.value for equation in equations)
         never = not any(shares)
-        if never or term.error * max(shares) > VAGUE:
+        if never or term.error * shares[int(MOST * len(shares))] > VAGUE:
             reason = "nothing depends on it" if never else "it cannot be told from the others"
             found.append(f"the time {term.name} is not known: {reason} in this run" + (f"; {remedy}" if remedy else ""))
     return found

@@ -111,6 +111,20 @@ def test_too_few_requests_are_refused():
         fit(watch(LINEAR, seed=1, rate=1.0, count=5), SETTINGS)
 
 
+def test_answers_that_come_at_once_tell_no_pace():
+    at_once = [
+        Served(engine="one", sent_s=one.sent_s, first_s=one.end_s, end_s=one.end_s, prompt_tokens=one.prompt_tokens, output_tokens=9)
+        for one in watch(LINEAR, seed=1, rate=1.0, count=30)
+    ]  # fmt: skip
+    with pytest.raises(OperatorError, match="0 streamed answers"):
+        fit(at_once, SETTINGS)
+
+
+def test_memory_that_cannot_hold_what_was_served_is_refused():
+    with pytest.raises(OperatorError, match="--blocks"):
+        fit(watch(LINEAR, seed=1, rate=1.0), EngineSettings(num_blocks=10))
+
+
 def test_the_coefficients_of_a_linear_step_time_come_back_in_order():
     assert LinearStepTime.of(LINEAR.coefficients) == LINEAR
     load = (3, 5000.0, 200, 1e5)
