@@ -89,7 +89,8 @@ def at_the_door(times: int) -> list[Cost]:
     keys = [key_of(rng.randbytes(32)) for _ in range(TENANTS)]
     file = TenantsFile(tenants={f"t{i}": TenantConfig(keys=(hash_of(key),)) for i, key in enumerate(keys)})
     objectives = {"chat": Objective(priority=10, slo_ttft_s=0.5)}
-    nobody, known, trusting = Reception(), Reception(), Reception()
+    nobody, alone, known, trusting = Reception(), Reception(), Reception(), Reception()
+    alone.take_keys(TenantsFile(tenants={"t": TenantConfig(keys=(hash_of(keys[500]),))}), "tenants.yaml")
     for reception, trusted in ((known, ()), (trusting, tuple(TrustedHeader))):
         reception.configure({}, objectives, trusted)
         reception.take_keys(file, "tenants.yaml")
@@ -97,6 +98,7 @@ def at_the_door(times: int) -> list[Cost]:
     without = least_us(lambda: receive(nobody, good), times)
     return [
         Cost(what="nothing configured", without_us=None, with_us=without),
+        Cost(what="the only key", without_us=without, with_us=least_us(lambda: receive(alone, good), times)),
         Cost(what=f"a key of {TENANTS}", without_us=without, with_us=least_us(lambda: receive(known, good), times)),
         Cost(
             what="and three trusted headers",

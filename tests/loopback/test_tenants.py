@@ -105,6 +105,9 @@ def test_without_or_with_a_wrong_key_the_client_is_told_so_and_no_engine_hears_o
             assert (reply.status, reply.headers["www-authenticate"]) == (401, "Bearer")
             assert reply.json()["error"]["code"] == "missing_api_key"
             assert engine.requests == []
+            page = (await send(running.port, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")).body
+            assert b'beaconry_keys_refused_total{reason="missing"} 1.0' in page
+            assert b'beaconry_keys_refused_total{reason="unknown"} 6.0' in page
 
     run(main)
 

@@ -24,6 +24,7 @@ from beaconry.io.prompts import Prompts
 from beaconry.io.recorder import Recorder
 from beaconry.io.relay import Relay
 from beaconry.io.tenant_file import TenantFile, limits_of, read_key
+from beaconry.io.tenant_metrics import key_metrics
 from beaconry.io.zmq_events import KvFeeds
 from beaconry.kvindex.approximate import ApproximateIndex
 from beaconry.kvindex.exact import ExactIndex
@@ -115,6 +116,7 @@ class Gateway:
             self._prompts.statistics,
             lambda: feed_families(self._feeds.statistics()),
             lambda: cache_families(self._router.cache_statistics()),
+            lambda: key_metrics(self._reception.statistics()),
         )
         key_file = config.tenants.engine_key_file
         door = Door(

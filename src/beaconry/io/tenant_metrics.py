@@ -4,8 +4,19 @@ from collections.abc import Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from beaconry.tenancy.reception import ReceptionStatistics
 from beaconry.values.outcome import Outcome
 from beaconry.values.tenant import LimitKind, TenantStatistics
+
+
+def key_metrics(reception: ReceptionStatistics) -> Iterator[Metric]:
+    """Who was not let in."""
+    refused = CounterMetricFamily(
+        "beaconry_keys_refused_total", "Requests refused for want of an API key.", labels=["reason"]
+    )
+    refused.add_metric(["missing"], reception.missing_keys)
+    refused.add_metric(["unknown"], reception.unknown_keys)
+    yield refused
 
 
 def tenant_metrics(tenants: Mapping[str, TenantStatistics]) -> Iterator[Metric]:

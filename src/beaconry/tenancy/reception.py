@@ -5,6 +5,8 @@ Where nothing is configured, everybody is the same caller and every name stands 
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from msgspec import Struct
+
 from beaconry.config.tenants import ModelConfig, Objective, TenantsFile, TrustedHeader
 from beaconry.tenancy.keys import KeyRing
 from beaconry.tenancy.rewrites import Rewrites
@@ -12,6 +14,14 @@ from beaconry.tenancy.terms import Caller, Header, Terms, caller_of, terms_of
 from beaconry.values.errors import CallerError
 
 _SCHEME = b"bearer"
+
+
+class ReceptionStatistics(Struct, frozen=True, kw_only=True):
+    """Requests that were refused for want of a key."""
+
+    missing_keys: int
+    """Without one, or with one that could not be read."""
+    unknown_keys: int
 
 
 class Reception:
@@ -29,6 +39,8 @@ class Reception:
         self._tenants = TenantsFile()
         self._source = ""
         """Where the tenants come from, for messages."""
+        self._missing = 0
+        self._unknown = 0
 
     def configure(
         self, models: Mapping[str, ModelConfig], objectives: Mapping[str, Objective], trusted: Sequence[TrustedHeader]
@@ -60,6 +72,7 @@ class Reception:
         given = [value for name, value in headers if name == b"authorization"]
         scheme, _, key = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
         if scheme.lower() != _SCHEME or not key.strip():
+            self._missing += 1
             raise CallerError(
                 "no API key was given: send it once, in a header `Authorization: Bearer YOUR_KEY`",
                 status=401,
@@ -67,8 +80,13 @@ class Reception:
             )
         caller = self._keys.owner(key.strip())
         if caller is None:
+            self._unknown += 1
             raise CallerError("the API key is not known here, or not any more", status=401, code="invalid_api_key")
         return caller
+
+    def statistics(self) -> ReceptionStatistics:
+        """What has been counted so far."""
+        return ReceptionStatistics(missing_keys=self._missing, unknown_keys=self._unknown)
 
     def terms(self, caller: Caller, headers: Iterable[Header], model: str) -> Terms:
         """The terms of a request for `model`, as the client calls it. Raises CallerError as `terms_of`."""
