@@ -44,9 +44,7 @@ def load_yaml(text: str, kind: type[T], source: str) -> T:
         try:
             return msgspec.convert(root.plain(), kind)
         except msgspec.ValidationError as fault:
-            what, _, place = str(fault).partition(" - at `$")
-            path = place.rstrip("`").lstrip(".")
-            check.faults.append((check.lines.get(path, root.line), path, _reworded(what)))
+            check.note(fault, root, "")
     lines = [f"{source}:{line}: {path + ': ' if path else ''}{what}" for line, path, what in sorted(check.faults)]
     if len(lines) > SHOWN_FAULTS:
         lines[SHOWN_FAULTS:] = [f"{source}: and {len(lines) - SHOWN_FAULTS} more"]
@@ -100,8 +98,23 @@ class _Check:
             for key, (line, child) in node.fields.items():
                 self._leaf(Node(line, value=key), key_kind, f"{path}.{key}")
                 self.value(child, kind, f"{path}.{key}")
+                self._entry(child, kind, f"{path}.{key}")
         else:
             self._leaf(node, kind, path)
+
+    def _entry(self, node: Node, kind: Any, path: str) -> None:
+        """Have a mapping's entry judged as a whole, since msgspec would not say which one it is that a Struct refuses."""
+        if not self.faults:
+            try:
+                msgspec.convert(node.plain(), kind)
+            except msgspec.ValidationError as fault:
+                self.note(fault, node, path)
+
+    def note(self, fault: msgspec.ValidationError, node: Node, path: str) -> None:
+        """Note what a Struct below `path` says against its own values."""
+        what, _, place = str(fault).partition(" - at `$")
+        below = f"{path}{place.rstrip('`')}".lstrip(".")
+        self.faults.append((self.lines.get(below, node.line), below, _reworded(what)))
 
     def _tagged(self, node: Node, structs: list[type[msgspec.Struct]], path: str) -> type[msgspec.Struct] | None:
         """Choose among Structs by their tag field; None after noting the fault."""

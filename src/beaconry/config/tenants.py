@@ -72,6 +72,10 @@ class TenantLimits(Section, frozen=True):
     concurrency: Count | None = None
     """Requests that have not ended."""
 
+    def __post_init__(self) -> None:
+        if self.burst_requests is not None and self.requests_per_s is None:
+            raise ValueError("burstRequests limits nothing without requestsPerS; add that, or remove it")
+
 
 class TenantConfig(Section, frozen=True):
     """One tenant."""

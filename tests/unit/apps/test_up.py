@@ -50,3 +50,9 @@ def test_a_bad_spec_is_refused_with_its_line(tmp_path):
     path.write_text(TWO_POOLS.replace("pools", "poools"))
     with pytest.raises(OperatorError, match=r'typo.yaml:7: spec.poools: unknown key; did you mean "pools"'):
         service_of(str(path), None)
+
+
+def test_the_tenants_file_is_found_beside_the_spec(tmp_path):
+    path = tmp_path / "fleet.yaml"
+    path.write_text(TWO_POOLS + "  router: {tenants: {file: tenants.yaml}}\n")
+    assert service_of(str(path), None).spec.router.tenants.file == str(tmp_path / "tenants.yaml")

@@ -40,6 +40,7 @@ def test_everything_can_be_said():
         ("{kees: []}", 'acme.kees: unknown key; did you mean "keys"?'),
         ("{weight: 0}", "acme.weight: expected a number > 0"),
         ("{limits: {concurrency: 0}}", "acme.limits.concurrency: expected a whole number >= 1"),
+        ("{limits: {burstRequests: 5}}", "acme.limits: burstRequests limits nothing without requestsPerS"),
         ("{limits: {requestsPerS: -1}}", "acme.limits.requestsPerS: expected a number > 0"),
         ("{trustedHeaders: [prio]}", 'acme.trustedHeaders[0]: "prio" is no choice'),
         ("{defaults: {slo: 1}}", "acme.defaults.slo: unknown key"),
