@@ -63,6 +63,11 @@ class BlockPool:
         self._alias_keys = count(-1, -1)
 
     @property
+    def records_events(self) -> bool:
+        """Whether `take_events` has anything to tell."""
+        return self._events is not None
+
+    @property
     def free(self) -> int:
         """Blocks that can be allocated: blank and idle ones."""
         return self.blank + len(self._idle)

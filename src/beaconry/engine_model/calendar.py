@@ -4,7 +4,7 @@ Each of them generates one token per step, so the step number says all: how many
 (every `block_tokens` steps) and in which one it is done. A step costs what happens in it, not the size of the batch.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from heapq import heappop, heappush
 
 from beaconry.engine_model.sequence import Phase, Sequence
@@ -79,6 +79,19 @@ class DecodeCalendar:
         """Return the members whose last block becomes full in this step."""
         return self._fills[self.step % len(self._fills)].values()
 
+    def without_room_within(self, steps: int) -> Iterator[tuple[Collection[Sequence], int]]:
+        """Yield those that `without_room` gives 1 to `steps` steps ahead, with how often; the same ones once."""
+        return self._within(self.step, steps)
+
+    def filling_within(self, steps: int) -> Iterator[tuple[Collection[Sequence], int]]:
+        """Yield those that `filling` gives 1 to `steps` steps ahead, with how often; the same ones once."""
+        return self._within(self.step + 1, steps)
+
+    def skip(self, steps: int) -> None:
+        """End that many steps in which nobody has their last token."""
+        self.step += steps
+        self.context += steps * len(self._members)
+
     def steps_to_next_end(self) -> int:
         """Return how many steps there are until the next end of a sequence, that one included. Not while it is empty."""
         return self._due_steps[0] - self.step + 1
@@ -111,6 +124,14 @@ class DecodeCalendar:
         broken = [name for name, holds in conditions.items() if not holds]
         if broken:
             raise InternalError(f"decode calendar: not true that {', '.join(broken)}")
+
+    def _within(self, first: int, steps: int) -> Iterator[tuple[Collection[Sequence], int]]:
+        classes = self._fills
+        size = len(classes)
+        for offset in range(min(steps, size)):
+            members = classes[(first + offset) % size]
+            if members:
+                yield members.values(), (steps - offset - 1) // size + 1
 
     def _fill_class(self, sequence: Sequence) -> int:
         """A member fills a block in the steps that end with a multiple of `block_tokens` KV tokens."""

@@ -23,6 +23,7 @@ from random import Random
 from beaconry.engine_model.block_pool import BlockPool
 from beaconry.engine_model.calendar import DecodeCalendar
 from beaconry.engine_model.offload_tier import OffloadTier
+from beaconry.engine_model.plain_steps import count_steps, pass_steps
 from beaconry.engine_model.sequence import Phase, Sequence
 from beaconry.engine_model.step_time import StepTime
 from beaconry.engine_model.values import EngineSettings, EngineStatistics, StepResult
@@ -73,6 +74,8 @@ class Engine:
         self._loading_s = 0.0
         self._slowness = 1.0
         self._planned_steps = 1
+        self._passed_steps = 0  # of those that `begin_step` took at once: committed already
+        self._blocked = False  # the first waiting sequence found too few free blocks at the latest admission
         self._chunks: list[tuple[Sequence, int]] = []
         self._preempted: list[Sequence] = []
         # Totals.
@@ -86,6 +89,11 @@ class Engine:
     def idle(self) -> bool:
         """True if there is nothing to do: `begin_step` would return None."""
         return not self._sequences
+
+    @property
+    def planned_steps(self) -> int:
+        """How many steps the one in progress stands for."""
+        return self._planned_steps
 
     @property
     def decoding(self) -> Collection[Sequence]:
@@ -168,6 +176,7 @@ class Engine:
         if not self._preempted:
             self._admit(budget - chunk, now_s)
         self._stepping = True
+        self._passed_steps = 0
         self._began_s = now_s
         self._load = self._sum_load()
         self._slowness = self._draw_slowness()
@@ -191,16 +200,32 @@ class Engine:
         self._planned_steps = low
         return self._began_s + self._duration_s(low)
 
+    def catch_up(self, now_s: float) -> None:
+        """Commit those of several steps that have ended by `now_s`, so that state and statistics are as of then.
+
+        The step under way at `now_s`, and those planned after it, go on as before.
+        """
+        low, high = 0, self._planned_steps - 1 if self._stepping else 0
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._began_s + self._duration_s(middle) <= now_s:
+                low = middle
+            else:
+                high = middle - 1
+        if low:
+            self._began_s += self._duration_s(low)
+            self._pass_plain_steps(low)
+
     def finish_step(self, now_s: float) -> StepResult:
         """Commit the step in progress: tokens are generated, sequences start and end."""
         if not self._stepping:
             raise InternalError("finish_step: no step is in progress")
         self._stepping = False
         calendar = self._calendar
-        output_tokens = self._planned_steps * len(calendar)
-        for _ in range(self._planned_steps - 1):
-            calendar.advance()
-            self._grow_decoding()
+        if self._planned_steps > 1:
+            self._pass_plain_steps(self._planned_steps - 1)
+        steps = self._passed_steps + 1
+        output_tokens = steps * len(calendar)
         finished = calendar.advance()
         for sequence in finished:
             calendar.remove(sequence)
@@ -219,7 +244,7 @@ class Engine:
         self._computed_tokens += prefill_tokens
         self._generation_tokens += output_tokens
         return StepResult(
-            steps=self._planned_steps,
+            steps=steps,
             started=started,
             finished=finished,
             preempted=self._preempted,
@@ -272,6 +297,10 @@ class Engine:
             raise InternalError(f"engine: not true that {', '.join(broken)}")
         self._calendar.check()
         self._pool.check(sequences)
+
+    def fresh(self) -> "Engine":
+        """Return an engine like this one, as it was when it was made."""
+        return Engine(self.settings, self.step_time, rng=self._rng, record_events=self._pool.records_events)
 
     def copy(self, rng: Random | None = None) -> "Engine":
         """Return an independent engine in the same state, to be run ahead. It records no events, and has noise only with an rng."""
@@ -375,11 +404,13 @@ class Engine:
     def _admit(self, budget: int, now_s: float) -> None:
         pool, size = self._pool, self.settings.block_tokens
         places = self.settings.max_num_seqs - (len(self._sequences) - len(self._waiting))
+        self._blocked = False
         while budget > 0 and places > 0 and (sequence := self._waiting.first()) is not None:
             tokens = sequence.prompt_tokens + sequence.generated
             limit = (tokens - 1) // size
             keys = pool.match(sequence.hashes, limit)
             if -(-tokens // size) - pool.count_held(keys) > pool.free:
+                self._blocked = True
                 return
             self._waiting.pop()
             pool.share(keys)
@@ -417,18 +448,22 @@ class Engine:
         return len(self._calendar), self._calendar.context, tokens, attended
 
     def _count_plain_steps(self, max_steps: int) -> int:
-        """Return how many steps from this one on are plain decoding, with blocks for all of them."""
-        calendar = self._calendar
-        admissible = len(self._waiting) > 0 and len(calendar) < self.settings.max_num_seqs
-        if self._chunks or self._partial is not None or self._preempted or admissible:
+        """Return how many steps from this one on are plain decoding, with blocks for all of them.
+
+        A sequence that waits for free blocks waits until another one ends: running ones only take more.
+        """
+        admissible = len(self._waiting) > 0 and len(self._calendar) < self.settings.max_num_seqs and not self._blocked
+        if self._chunks or self._partial is not None or self._preempted or admissible or not len(self._calendar):
             return 1
-        limit = min(max_steps, calendar.steps_to_next_end())
-        free = self._pool.free
-        for steps in range(1, limit):
-            free -= len(calendar.without_room(steps))
-            if free < 0:
-                return steps
-        return limit
+        return count_steps(self._calendar, self._pool, max_steps)
+
+    def _pass_plain_steps(self, steps: int) -> None:
+        """Commit that many plain decode steps and let the next one be in progress, as `steps` single steps would."""
+        pass_steps(self._calendar, self._pool, steps)
+        sequences, context, tokens, attended = self._load
+        self._load = (sequences, context + sequences * steps, tokens, attended)
+        self._planned_steps -= steps
+        self._passed_steps += steps
 
     def _duration_s(self, steps: int) -> float:
         """Duration of this step and the plain ones after it: context grows evenly, so the mean stands for all of them."""

@@ -1,235 +1,436 @@
 """A fleet in virtual time: the real router, model engines and a plan of requests on one event heap.
 
 The second interpreter of the router's effects, beside the asyncio driver: it carries requests to `engine_model` engines and brings
-back their first bytes, usage and load samples, at the times at which these would happen. Network and gateway take no time. One seed
-gives one result, and an hour of traffic takes seconds, so policies are compared over hundreds of cold starts.
+back their first bytes, usage, load samples and KV events, at the times at which these would happen. One seed gives one result, and an
+hour of traffic takes seconds, so policies are compared over hundreds of cold starts.
+
+Several router replicas share the engines: requests are spread over them in turn, and each sees its own traffic only, besides what
+the engines tell (`news.py`). What goes wrong is `outages.py`.
 """
 
-import heapq
-from collections.abc import Callable, Mapping
-from itertools import count
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from beaconry.engine_model.engine import Engine
-from beaconry.engine_model.sequence import Sequence
+from beaconry.engine_model.sequence import Sequence as EngineSequence
+from beaconry.engine_model.values import StepResult
 from beaconry.router.effects import Answer, BreakStream, CancelLeg, Effect, StartLeg, WakeAt
 from beaconry.router.facts import (
+    ClientLeft,
+    EndpointGone,
     EndpointSeen,
     Fact,
+    Fault,
+    LegFailed,
     LegFinished,
+    LegProgressed,
     LegStarted,
-    LoadSampled,
     RequestArrived,
     TimerDue,
 )
 from beaconry.router.router import Router
-from beaconry.sim.prompt import block_hashes
-from beaconry.values.endpoint import Endpoint, LoadSample
-from beaconry.values.errors import CallerError
+from beaconry.sim.conditions import Conditions
+from beaconry.sim.flight import Flight, Front, Leg
+from beaconry.sim.heap import EventHeap
+from beaconry.sim.host import Host, Life
+from beaconry.sim.news import News
+from beaconry.sim.outages import schedule
+from beaconry.sim.recorder import Recorder
+from beaconry.values.decision import Decision
+from beaconry.values.endpoint import Endpoint
+from beaconry.values.errors import CallerError, InternalError
 from beaconry.values.request import Api, Request, Usage
-from beaconry.workload.ideal import prompt_spans
 from beaconry.workload.plan import Plan
-from beaconry.workload.request import PlannedRequest, Span
+from beaconry.workload.request import PlannedRequest
 from beaconry.workload.sample import Sample
 
 ROUTER_BLOCK_TOKENS = 64
 """Tokens per block of `Request.prefix`, as the gateway makes them."""
+CLIENT_TIMEOUT = "client-timeout"
+"""The error of a request whose client gave up."""
+PROGRESS_S = 10.0
+"""Between two reports that an answer goes on: well within any sensible idle deadline."""
+DRAIN_POLL_S = 1.0
+PROGRESS_EVENTS = 5000
+"""Between two reports on how far the run has come."""
 
 
-class _Flight:
-    """One planned request under way: its latest leg and what has come of it."""
+class Explained(Struct, frozen=True, kw_only=True):
+    """A decision on the request that was to be explained."""
 
-    __slots__ = ("endpoint", "first_s", "leg", "planned", "sent_s")
-
-    def __init__(self, planned: PlannedRequest, sent_s: float) -> None:
-        self.planned = planned
-        self.sent_s = sent_s
-        self.first_s: float | None = None
-        self.leg = 0
-        self.endpoint = ""
+    at_s: float
+    front: int
+    """Which router replica made it."""
+    decision: Decision
 
 
 class Fleet:
-    """Engines behind a router, driven by `run` once.
+    """Engines behind one or several router replicas, driven by `run` once.
 
-    Invariants: `_legs` are the legs the router has started and not heard the end of; an engine has at most one step on the heap.
+    Invariants: `_running` has the open legs that engines work on, by sequence id; `_flights` counts the requests that have not ended.
     """
 
-    def __init__(self, router: Router, engines: Mapping[str, Engine], endpoints: Mapping[str, Endpoint]) -> None:
-        """`engines` and `endpoints` have the same names. All endpoints must serve the same model."""
-        self._router = router
-        self._engines = dict(engines)
-        self._endpoints = dict(endpoints)
-        self._model = next(iter(endpoints.values())).model
-        self._plan = Plan(())
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = count()
-        self._now_s = 0.0
-        self._stepping: set[str] = set()
-        self._flights: dict[str, _Flight] = {}
-        self._legs: dict[int, tuple[_Flight, str]] = {}
-        self._samples: list[Sample] = []
+    def __init__(
+        self,
+        router: Router,
+        engines: Mapping[str, Engine],
+        endpoints: Mapping[str, Endpoint],
+        *,
+        replicas: Sequence[Router] = (),
+        conditions: Conditions = Conditions(),  # noqa: B008 frozen
+        seed: int = 0,
+    ) -> None:
+        """`engines` and `endpoints` have the same names; all endpoints must serve the same model. `replicas`: further routers.
 
-    def run(self, plan: Plan, *, until_s: float, scrape_s: float = 1.0) -> list[Sample]:
+        `seed` is of the chance in the conditions: losses on the way.
+        """
+        self._conditions = conditions
+        self._model = next(iter(endpoints.values())).model
+        self._heap = EventHeap()
+        self._fronts = [Front(number, one) for number, one in enumerate((router, *replicas))]
+        self._hosts = {
+            name: Host(endpoints[name], engine, self._heap, self._stepped, steps_at_once=conditions.steps_at_once)
+            for name, engine in engines.items()
+        }
+        self._key_tokens = next(iter(engines.values())).settings.block_tokens if conditions.kv_events else 0
+        self._news = News(self._fronts, self._hosts, self._heap, self._tell, conditions, Random(seed))
+        self._recorder: Recorder | None = None
+        self._plan = Plan(())
+        self._running: dict[str, Leg] = {}
+        self._flights: dict[int, Flight] = {}
+        self._samples: list[Sample] = []
+        self._explain = -1
+        self.explained: list[Explained] = []
+        """The decisions on the request to be explained."""
+
+    def run(
+        self,
+        plan: Plan,
+        *,
+        until_s: float,
+        scrape_s: float | None = None,
+        recorder: Recorder | None = None,
+        explain: int = -1,
+        progress: Callable[[float, int], None] | None = None,
+    ) -> list[Sample]:
         """Send the plan's requests when they are due and go on until all have ended, or until `until_s`.
 
         Returns one sample per request sent, in order of their ends; what has not ended by `until_s` is an error "unfinished".
+        `recorder` follows the engines; `explain` is the index of a request whose decisions are kept; `progress` is told the time and
+        the number of ended requests now and then.
         """
-        self._plan = plan
-        for endpoint in self._endpoints.values():
-            self._tell(EndpointSeen(endpoint))
-        self._at(0.0, lambda: self._scrape(scrape_s))
+        self._plan, self._recorder, self._explain = plan, recorder, explain
+        self._begin(scrape_s)
+        heap, events = self._heap, 0
         while True:
             due = plan.peek()
             if due is None and not self._flights:
                 break
-            next_s = self._heap[0][0]
+            next_s = heap.next_s
             if due is not None and due.at_s <= next_s:
                 if due.at_s > until_s:
                     break
-                self._now_s = max(self._now_s, due.at_s)
+                heap.advance(due.at_s)
                 self._send(plan.take())
                 continue
             if next_s > until_s:
                 break
-            self._now_s, _, happen = heapq.heappop(self._heap)
-            happen()
+            heap.step()
+            events += 1
+            if progress is not None and not events % PROGRESS_EVENTS:
+                progress(heap.now_s, len(self._samples))
         for flight in list(self._flights.values()):
             self._end(flight, error="unfinished")
         return self._samples
 
+    @property
+    def now_s(self) -> float:
+        """How far virtual time has come."""
+        return self._heap.now_s
+
+    @property
+    def events(self) -> int:
+        """How many events there have been."""
+        return self._heap.happened
+
     def check(self) -> None:
-        """Raise InternalError if the router or an engine is inconsistent."""
-        self._router.check()
-        for engine in self._engines.values():
-            engine.check()
+        """Raise InternalError if a router or an engine is inconsistent, or a request is with a router and forgotten here."""
+        for front in self._fronts:
+            front.router.check()
+            if any(leg.front is not front or not leg.open for leg in front.legs.values()):
+                raise InternalError(f"router {front.number} has legs that are over")
+            if not all(flight.open for flight in front.flights.values()):
+                raise InternalError(f"router {front.number} works on requests that have ended")
+        for host in self._hosts.values():
+            host.engine.check()
 
-    def _at(self, at_s: float, happen: Callable[[], None]) -> None:
-        heapq.heappush(self._heap, (at_s, next(self._numbers), happen))
+    # -- begin
 
-    def _tell(self, fact: Fact) -> None:
-        for effect in self._router.handle(fact, self._now_s):
-            self._carry_out(effect)
+    def _begin(self, scrape_s: float | None) -> None:
+        conditions = self._conditions
+        for name, host in self._hosts.items():
+            if name in conditions.standby:
+                host.life = Life.OFF
+            else:
+                self._list(host)
+        self._news.begin(conditions.scrape_s if scrape_s is None else scrape_s)
+        schedule(conditions.faults, self._hosts, self._heap, self)
+        for scaling in conditions.scalings:
+            self._heap.at(scaling.at_s, self._scale, self._hosts[scaling.endpoint], scaling.up)
+        if self._recorder is not None:
+            self._heap.at(0.0, self._record, self._recorder)
 
-    def _carry_out(self, effect: Effect) -> None:
+    def _record(self, recorder: Recorder) -> None:
+        again_s = recorder.look(self._heap.now_s, self._hosts.values())
+        self._heap.at(again_s, self._record, recorder)
+
+    # -- router replicas
+
+    def _tell(self, front: Front, fact: Fact) -> None:
+        for effect in front.router.handle(fact, self._heap.now_s):
+            self._carry_out(front, effect)
+
+    def _carry_out(self, front: Front, effect: Effect) -> None:
         match effect:
             case StartLeg():
-                self._start(effect)
-            case CancelLeg(leg=leg):
-                _, name = self._legs.pop(leg)
-                self._engines[name].abort(str(leg), self._now_s)
+                self._start(front, effect)
+            case CancelLeg(leg=number):
+                leg = front.legs.pop(number)
+                leg.open = False
+                self._after(self._conditions.engine_s, self._abort, leg)
             case WakeAt(at_s=at_s):
-                self._at(at_s, lambda: self._tell(TimerDue()))
-            case Answer(request_id=request_id, outcome=outcome) | BreakStream(request_id=request_id, outcome=outcome):
-                self._end(self._flights[request_id], error=outcome.value)
+                self._heap.at(at_s, self._tell, front, TimerDue())
+            case Answer(request_id=request_id):
+                self._after(self._conditions.client_s, self._answered, front, request_id, effect)
+            case BreakStream(request_id=request_id, outcome=outcome):
+                self._broken(front.flights.pop(request_id, None), outcome.value)
             case _:
                 pass  # Ended repeats what the effects before it have said
 
-    # -- requests
+    def _after(self, delay_s: float, happen: Callable[..., None], *args: object) -> None:
+        """Call `happen` after a delay; at once if there is none."""
+        if delay_s:
+            self._heap.at(self._heap.now_s + delay_s, happen, *args)
+        else:
+            happen(*args)
+
+    # -- clients
 
     def _send(self, planned: PlannedRequest) -> None:
+        flight = Flight(planned, self._fronts[planned.index % len(self._fronts)], self._heap.now_s)
+        self._flights[planned.index] = flight
+        if self._conditions.clients.timeout_s is not None:
+            self._heap.at(self._heap.now_s + self._conditions.clients.timeout_s, self._give_up, flight)
+        self._after(self._conditions.client_s, self._arrive, flight)
+
+    def _arrive(self, flight: Flight) -> None:
+        if not flight.open:
+            return
+        planned = flight.planned
+        request_id = flight.request_id
+        tokens, keys = planned.prompt_tokens, self._key_tokens
+        flight.front.flights[request_id] = flight
         request = Request(
-            id=str(planned.index),
+            id=request_id,
             model=self._model,
             api=Api.CHAT,
-            arrived_s=self._now_s,
-            prompt_tokens=planned.prompt_tokens,
-            prefix=tuple(block_hashes(prompt_spans(planned), ROUTER_BLOCK_TOKENS)),
+            arrived_s=self._heap.now_s,
+            prompt_tokens=tokens,
+            prefix=tuple(flight.hashes(ROUTER_BLOCK_TOKENS)[: tokens // ROUTER_BLOCK_TOKENS]),
             block_tokens=ROUTER_BLOCK_TOKENS,
+            keys=tuple(flight.hashes(keys)[: tokens // keys]) if keys else (),
+            key_tokens=keys,
             output_tokens=planned.output_tokens,
             stream=True,
             session=planned.session,
         )
-        self._flights[request.id] = _Flight(planned, self._now_s)
-        self._tell(RequestArrived(request))
+        self._tell(flight.front, RequestArrived(request))
 
-    def _start(self, effect: StartLeg) -> None:
-        flight, name = self._flights[effect.request_id], effect.endpoint.name
-        flight.leg, flight.endpoint = effect.leg, name
-        self._legs[effect.leg] = (flight, name)
-        planned, engine = flight.planned, self._engines[name]
-        spans = (*prompt_spans(planned), Span(id=planned.reply_id, tokens=planned.output_tokens))
-        sequence = Sequence(
-            str(effect.leg),
+    def _answered(self, front: Front, request_id: str, answer: Answer) -> None:
+        """An error answer has reached the client, who may ask again."""
+        flight = front.flights.pop(request_id, None)
+        clients = self._conditions.clients
+        if flight is None:
+            return  # gave up meanwhile
+        if flight.attempt >= clients.retries:
+            self._end(flight, error=answer.outcome.value)
+            return
+        pause_s = max(clients.backoff_s * 2.0**flight.attempt, answer.retry_after_s or 0.0)
+        flight.attempt += 1
+        self._heap.at(self._heap.now_s + pause_s + self._conditions.client_s, self._arrive, flight)
+
+    def _broken(self, flight: Flight | None, error: str) -> None:
+        if flight is not None:
+            self._end(flight, error=error, after_s=self._conditions.client_s)
+
+    def _give_up(self, flight: Flight) -> None:
+        if not flight.open:
+            return
+        self._end(flight, error=CLIENT_TIMEOUT)
+        if flight.front.flights.pop(flight.request_id, None) is not None:
+            self._after(self._conditions.client_s, self._tell, flight.front, ClientLeft(flight.request_id))
+
+    def _end(self, flight: Flight, error: str | None = None, usage: Usage | None = None, after_s: float = 0.0) -> None:
+        """Write down what has come of a request; the client knows `after_s` later."""
+        if flight.open:
+            flight.open = False
+            del self._flights[flight.planned.index]
+            self._samples.append(flight.sample(self._heap.now_s + after_s, error, usage))
+
+    # -- legs
+
+    def _start(self, front: Front, effect: StartLeg) -> None:
+        flight, host = front.flights[effect.request_id], self._hosts[effect.endpoint.name]
+        flight.endpoint = host.name
+        leg = front.legs[effect.leg] = Leg(front, effect.leg, flight, host)
+        if flight.planned.index == self._explain:
+            now_s = self._heap.now_s
+            self.explained.append(Explained(at_s=now_s, front=front.number, decision=effect.decision))
+        self._after(self._conditions.engine_s, self._submit, leg)
+
+    def _submit(self, leg: Leg) -> None:
+        """The leg's request has reached its engine."""
+        if not leg.open:
+            return
+        if leg.host.reachable:
+            self._after(self._conditions.request_s.get(leg.host.name, 0.0), self._queue, leg)
+        else:
+            self._heap.at(self._heap.now_s + self._conditions.engine_s, self._fail, leg, Fault.CONNECT)
+
+    def _queue(self, leg: Leg) -> None:
+        """Its engine has read it."""
+        host, planned = leg.host, leg.flight.planned
+        if not leg.open:
+            return
+        if not host.reachable:
+            self._fail(leg, Fault.RESET)
+            return
+        sequence = EngineSequence(
+            leg.sequence_id,
             planned.prompt_tokens,
             planned.output_tokens,
-            hashes=block_hashes(spans, engine.settings.block_tokens),
+            hashes=leg.flight.hashes(host.engine.settings.block_tokens),
         )
         try:
-            engine.submit(sequence, self._now_s)
+            host.submit(sequence)
         except CallerError:
-            self._legs.pop(effect.leg)
-            self._at(self._now_s, lambda: self._refused(flight, effect.leg))
-            return
-        if name not in self._stepping:
-            # an idle engine admits together what arrives at the same moment
-            self._stepping.add(name)
-            self._at(self._now_s, lambda: self._begin_step(name))
-
-    def _refused(self, flight: _Flight, leg: int) -> None:
-        self._tell(LegFinished(leg, status=400))
-        self._end(flight, error="status 400")
-
-    def _end(self, flight: _Flight, error: str | None = None, usage: Usage | None = None) -> None:
-        planned = flight.planned
-        if self._flights.pop(str(planned.index), None) is None:
-            return
-        self._samples.append(
-            Sample(
-                index=planned.index,
-                planned_s=planned.at_s,
-                sent_s=flight.sent_s,
-                first_s=flight.first_s,
-                end_s=self._now_s,
-                prompt_tokens=usage.prompt_tokens if usage else None,
-                cached_tokens=usage.cached_tokens if usage else None,
-                output_tokens=usage.completion_tokens if usage else None,
-                planned_prompt_tokens=planned.prompt_tokens,
-                planned_output_tokens=planned.output_tokens,
-                ideal_cached_tokens=planned.ideal_cached_tokens,
-                error=error,
-                endpoint=flight.endpoint or None,
-                session=planned.session,
-                turn=planned.turn,
-            )
-        )
-
-    # -- engines
-
-    def _begin_step(self, name: str) -> None:
-        duration_s = self._engines[name].begin_step(self._now_s)
-        if duration_s is None:
-            self._stepping.discard(name)
+            self._heap.at(self._heap.now_s + self._conditions.engine_s, self._refuse, leg)
         else:
-            self._at(self._now_s + duration_s, lambda: self._finish_step(name))
+            self._running[leg.sequence_id] = leg
 
-    def _finish_step(self, name: str) -> None:
-        result = self._engines[name].finish_step(self._now_s)
+    def _abort(self, leg: Leg) -> None:
+        if self._running.pop(leg.sequence_id, None) is not None:
+            leg.host.abort(leg.sequence_id)
+
+    def _stepped(self, host: Host, result: StepResult) -> None:
+        """An engine has ended a step, or several plain ones."""
+        delay_s = self._conditions.engine_s
         for sequence in result.started:
-            flight, _ = self._legs[int(sequence.id)]
-            flight.first_s = self._now_s
-            self._tell(LegStarted(flight.leg))
+            leg = self._running.get(sequence.id)
+            if leg is not None:
+                self._after(delay_s, self._first_byte, leg)
         for sequence in result.finished:
-            flight, _ = self._legs.pop(int(sequence.id))
-            usage = Usage(
-                prompt_tokens=sequence.prompt_tokens,
-                completion_tokens=sequence.output_tokens,
-                cached_tokens=sequence.cached_tokens,
-            )
-            self._tell(LegFinished(flight.leg, usage=usage))
-            self._end(flight, usage=usage)
-            self._plan.answered(flight.planned, self._now_s)
-        self._begin_step(name)
+            leg = self._running.pop(sequence.id, None)
+            if leg is not None:
+                usage = Usage(
+                    prompt_tokens=sequence.prompt_tokens,
+                    completion_tokens=sequence.output_tokens,
+                    cached_tokens=sequence.cached_tokens,
+                )
+                self._after(delay_s, self._finish, leg, usage)
+        self._news.stepped(host)
 
-    def _scrape(self, every_s: float) -> None:
-        for name, engine in self._engines.items():
-            statistics = engine.statistics()
-            sample = LoadSample(
-                at_s=self._now_s,
-                running=statistics.running,
-                waiting=statistics.waiting,
-                kv_usage=statistics.kv_usage,
-                kv_blocks=engine.settings.num_blocks,
-                block_tokens=engine.settings.block_tokens,
-            )
-            self._tell(LoadSampled(name, sample))
-        self._at(self._now_s + every_s, lambda: self._scrape(every_s))
+    def _first_byte(self, leg: Leg) -> None:
+        if leg.open:
+            leg.flight.first_s = self._heap.now_s + self._conditions.client_s
+            self._heap.at(self._heap.now_s + PROGRESS_S, self._progress, leg)
+            self._tell(leg.front, LegStarted(leg.number))
+
+    def _progress(self, leg: Leg) -> None:
+        """Tokens keep coming, unless the engine hangs."""
+        if leg.open:
+            if leg.host.answers:
+                self._tell(leg.front, LegProgressed(leg.number))
+            self._heap.at(self._heap.now_s + PROGRESS_S, self._progress, leg)
+
+    def _finish(self, leg: Leg, usage: Usage) -> None:
+        if not leg.open:
+            return
+        leg.open = False
+        del leg.front.legs[leg.number]
+        self._tell(leg.front, LegFinished(leg.number, usage=usage))
+        flight = leg.flight
+        if leg.front.flights.pop(flight.request_id, None) is not None:
+            self._end(flight, usage=usage, after_s=self._conditions.client_s)
+            self._plan.answered(flight.planned, self._heap.now_s + self._conditions.client_s)
+
+    def _refuse(self, leg: Leg) -> None:
+        """The engine finds the request too large."""
+        if leg.open:
+            leg.open = False
+            del leg.front.legs[leg.number]
+            self._tell(leg.front, LegFinished(leg.number, status=400))
+            leg.front.flights.pop(leg.flight.request_id, None)
+            self._end(leg.flight, error="status 400")
+
+    def _fail(self, leg: Leg, fault: Fault) -> None:
+        if leg.open:
+            leg.open = False
+            del leg.front.legs[leg.number]
+            self._tell(leg.front, LegFailed(leg.number, fault))
+
+    # -- engines come and go
+
+    def crash(self, host: Host) -> None:
+        """An engine process dies: all that runs there breaks."""
+        if host.life is Life.OFF:
+            return
+        broken = [leg for leg in self._running.values() if leg.host is host]
+        host.crash()
+        self._news.lost(host)
+        for leg in broken:
+            del self._running[leg.sequence_id]
+            self._heap.at(self._heap.now_s + self._conditions.engine_s, self._fail, leg, Fault.RESET)
+
+    def start(self, host: Host) -> None:
+        """An engine process serves, empty."""
+        host.life = Life.UP
+        self._news.found(host)
+
+    def lose_events(self, host: Host, *, lost: bool) -> None:
+        """From now on an engine's KV events get lost, or come again."""
+        self._news.lose(host, lost=lost)
+
+    def _scale(self, host: Host, up: bool) -> None:
+        if up and host.life is Life.OFF:
+            host.life = Life.STARTING
+            self._heap.at(self._heap.now_s + self._conditions.start_s, self._appear, host)
+        elif not up and host.listed:
+            draining = replace(host.endpoint, draining=True)
+            for front in self._fronts:
+                self._tell(front, EndpointSeen(draining))
+            self._stop_when_idle(host)
+
+    def _appear(self, host: Host) -> None:
+        host.life = Life.UP
+        self._list(host)
+
+    def _list(self, host: Host) -> None:
+        """Discovery names an endpoint."""
+        host.listed = True
+        for front in self._fronts:
+            self._tell(front, EndpointSeen(host.endpoint))
+        self._news.found(host)
+
+    def _stop_when_idle(self, host: Host) -> None:
+        if not host.engine.idle:
+            self._heap.at(self._heap.now_s + DRAIN_POLL_S, self._stop_when_idle, host)
+            return
+        host.crash()
+        host.listed = False
+        self._news.lost(host)
+        for front in self._fronts:
+            self._tell(front, EndpointGone(host.name))

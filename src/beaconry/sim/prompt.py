@@ -4,22 +4,29 @@ from collections.abc import Iterable
 
 from beaconry.workload.request import Span
 
+_MASK = 0xFFFF_FFFF_FFFF_FFFF
+
 
 def block_hashes(spans: Iterable[Span], block_tokens: int) -> list[int]:
     """Chained 64-bit hashes of the full blocks of `block_tokens` tokens. The same in every process."""
     hashes: list[int] = []
     parent, room = 0, block_tokens
-    pieces: list[int] = []
+    begun: tuple[int, ...] = ()
     for span in spans:
-        at = 0
-        while at < span.tokens:
-            taken = min(room, span.tokens - at)
-            pieces += (span.id, at, taken)
-            at += taken
-            room -= taken
-            if not room:
-                parent = hash((parent, *pieces)) & 0xFFFF_FFFF_FFFF_FFFF
-                hashes.append(parent)
-                pieces.clear()
-                room = block_tokens
+        number, tokens, at = span.id, span.tokens, 0
+        if begun:
+            if tokens < room:
+                begun += (number, 0, tokens)
+                room -= tokens
+                continue
+            parent = hash((parent, *begun, number, 0, room)) & _MASK
+            hashes.append(parent)
+            at, room, begun = room, block_tokens, ()
+        for start in range(at, tokens - block_tokens + 1, block_tokens):
+            parent = hash((parent, number, start)) & _MASK
+            hashes.append(parent)
+        rest = (tokens - at) % block_tokens
+        if rest:
+            begun = (number, tokens - rest, rest)
+            room = block_tokens - rest
     return hashes

@@ -31,7 +31,7 @@ def render_html(results: Sequence[Result]) -> str:
         _runs(results),
         _tiles(one.summary) if one else "",
         _remarks(results),
-        f'<section class="charts">{"".join(map(draw, _charts(results)))}</section>',
+        f'<section class="charts">{"".join(map(draw, charts_of(results)))}</section>',
         _latency_table(one.summary) if one else "",
         _side_by_side(results),
         _errors(results),
@@ -92,7 +92,8 @@ def _remarks(results: Sequence[Result]) -> str:
     return f'<ul class="remarks">{"".join(items)}</ul>' if items else ""
 
 
-def _charts(results: Sequence[Result]) -> Iterator[Chart]:
+def charts_of(results: Sequence[Result]) -> Iterator[Chart]:
+    """Distributions of latencies and series over time, a line per result."""
     slo = results[0].summary.slo
     targets = {"TTFT": slo and slo.ttft_s, "TPOT": slo and slo.itl_s}
     for name, spread in LATENCIES.items():
@@ -148,15 +149,15 @@ def _latency_table(summary: Summary) -> str:
         "".join([f"<td>{name}</td>", *(f"<td>{in_short(1000 * getattr(spread, point))}</td>" for point in POINTS)])
         for name, spread in spreads(summary).items()
     ]
-    return _table("Latencies in ms", ["", *POINTS], rows)
+    return table("Latencies in ms", ["", *POINTS], rows)
 
 
 def _side_by_side(results: Sequence[Result]) -> str:
     """A row per figure; of several values the best is marked, and the others say how far they are from the first one."""
     if len(results) == 1:
-        return _table("Figures", ["", "value", "unit"], [_row(row) for row in figures(results)])
+        return table("Figures", ["", "value", "unit"], [_row(row) for row in figures(results)])
     heads = ["", *(result.label for result in results), "unit"]
-    return _table("Side by side", heads, [_row(row) for row in [*figures(results), *latencies(results)]])
+    return table("Side by side", heads, [_row(row) for row in [*figures(results), *latencies(results)]])
 
 
 def _row(row: Row) -> str:
@@ -184,7 +185,7 @@ def _errors(results: Sequence[Result]) -> str:
         for name in names
     ]
     return failures + (
-        _table("Requests served by endpoint", ["", *(result.label for result in results)], rows) if rows else ""
+        table("Requests served by endpoint", ["", *(result.label for result in results)], rows) if rows else ""
     )
 
 
@@ -194,8 +195,8 @@ def _settings(results: Sequence[Result]) -> str:
         f"<td>{escape(name)}</td>" + "".join(f"<td>{escape(str(_setting(result, name)))}</td>" for result in results)
         for name in names
     ]
-    table = _table("", ["", *(result.label for result in results)], rows)
-    return f"<details><summary>Settings of the workload</summary>{table}</details>" if rows else ""
+    settings = table("", ["", *(result.label for result in results)], rows)
+    return f"<details><summary>Settings of the workload</summary>{settings}</details>" if rows else ""
 
 
 def _setting(result: Result, name: str) -> str | int | float:
@@ -203,8 +204,8 @@ def _setting(result: Result, name: str) -> str | int | float:
     return "-" if value is None else value
 
 
-def _table(title: str, heads: Sequence[str], rows: Sequence[str]) -> str:
-    """`rows` are ready cells; `heads` are plain text."""
+def table(title: str, heads: Sequence[str], rows: Sequence[str]) -> str:
+    """An HTML table. `rows` are ready cells; `heads` are plain text."""
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     heading = f"<h2>{escape(title)}</h2>" if title else ""

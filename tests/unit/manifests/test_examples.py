@@ -5,14 +5,17 @@ from pathlib import Path
 import pytest
 
 from beaconry.apps.assemble import make_router
+from beaconry.apps.virtual_fleet import make_machines
 from beaconry.config.gateway import GatewayConfig
 from beaconry.config.loading import load_yaml
 from beaconry.engine_model.presets import variant
 from beaconry.manifests.model_service import ModelService, SimEngine
 from beaconry.manifests.processes import count_ports, plan_processes
+from beaconry.sim.scenario import Scenario
+from beaconry.sim.setting import conditions_of
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
-SPECS = [path for path in sorted(EXAMPLES.glob("*.yaml")) if not path.name.startswith("gateway")]
+SPECS = [path for path in sorted(EXAMPLES.glob("*.yaml")) if not path.name.startswith(("gateway", "scenario"))]
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
@@ -29,3 +32,11 @@ def test_an_example_gateway_configuration_loads_and_gives_a_router(path):
     config = load_yaml(path.read_text(), GatewayConfig, path.name)
     assert config.endpoints
     make_router(config).check()
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("scenario*.yaml")), ids=lambda path: path.stem)
+def test_an_example_scenario_loads_and_gives_a_virtual_fleet(path):
+    scenario = load_yaml(path.read_text(), Scenario, path.name)
+    machines = make_machines(scenario)
+    assert machines.engines.keys() == machines.endpoints.keys()
+    assert conditions_of(scenario, machines.endpoints).faults

@@ -3,6 +3,7 @@
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
 from beaconry.config.gateway import Deadlines, Health, Retry
 from beaconry.engine_model.engine import Engine
@@ -15,8 +16,10 @@ from beaconry.plugins.registry import Registry
 from beaconry.router.caches import Caches
 from beaconry.router.router import Router
 from beaconry.scheduling.scheduler import make_scheduler
+from beaconry.sim.conditions import Clients, Conditions, Fault, FaultKind, Scaling
 from beaconry.sim.fleet import Fleet
 from beaconry.sim.prompt import block_hashes
+from beaconry.sim.recorder import Recorder
 from beaconry.values.endpoint import Endpoint
 from beaconry.workload.arrivals import poisson
 from beaconry.workload.plan import Plan
@@ -29,9 +32,22 @@ SHAPE = Shape(
 )  # fmt: skip
 
 
-def fleet(engines=3, policy="expected-cost", blocks=400, deadlines=None):
+def fleet(engines=3, policy="expected-cost", blocks=400, deadlines=None, conditions=None, replicas=0):
+    names = [f"e{i}" for i in range(engines)]
+    settings = EngineSettings(num_blocks=blocks, max_num_seqs=8, max_num_batched_tokens=512)
+    timing = LinearStepTime(fixed_s=0.01, per_seq_s=1e-4, prefill_tps=20_000)
+    return Fleet(
+        router_like(policy, deadlines),
+        {name: Engine(settings, timing) for name in names},
+        {name: Endpoint(name=name, host="sim", port=1, model="m") for name in names},
+        conditions=conditions or Conditions(),
+        replicas=[router_like(policy, deadlines) for _ in range(replicas)],
+    )
+
+
+def router_like(policy="expected-cost", deadlines=None):
     rates = RateBook()
-    router = Router(
+    return Router(
         scheduler=make_scheduler(policy, rates, Registry.installed()),
         caches=Caches(ApproximateIndex(), ExactIndex()),
         rates=rates,
@@ -39,14 +55,6 @@ def fleet(engines=3, policy="expected-cost", blocks=400, deadlines=None):
         deadlines=deadlines or Deadlines(),
         retry=Retry(),
         health=Health(),
-    )
-    names = [f"e{i}" for i in range(engines)]
-    settings = EngineSettings(num_blocks=blocks, max_num_seqs=8, max_num_batched_tokens=512)
-    timing = LinearStepTime(fixed_s=0.01, per_seq_s=1e-4, prefill_tps=20_000)
-    return Fleet(
-        router,
-        {name: Engine(settings, timing) for name in names},
-        {name: Endpoint(name=name, host="sim", port=1, model="m") for name in names},
     )
 
 
@@ -119,3 +127,77 @@ def test_a_block_depends_on_all_before_it():
     one = block_hashes([Span(id=1, tokens=64), Span(id=9, tokens=64)], 64)
     two = block_hashes([Span(id=2, tokens=64), Span(id=9, tokens=64)], 64)
     assert one[1] != two[1]
+
+
+def mishap(rng, kinds=tuple(FaultKind)):
+    hit = tuple(f"e{i}" for i in range(4) if rng.random() < 0.6)
+    at_s, for_s = rng.uniform(0.0, 4.0), rng.uniform(0.1, 3.0)
+    return Fault(kind=rng.choice(kinds), at_s=at_s, for_s=for_s, endpoints=hit, factor=rng.uniform(1.0, 8.0))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_goes_wrong_every_request_ends_once_and_nothing_is_left_behind(seed):
+    rng = Random(seed)
+    conditions = Conditions(
+        client_s=rng.choice((0.0, 0.02)),
+        engine_s=rng.choice((0.0, 0.01)),
+        scrape_delay_s=rng.choice((0.0, 0.1)),
+        scrape_loss=rng.random() * 0.5,
+        start_s=rng.random(),
+        clients=Clients(timeout_s=rng.choice((None, 0.3, 2.0)), retries=rng.randrange(3), backoff_s=0.1),
+        faults=tuple(mishap(rng) for _ in range(6)),
+        scalings=tuple(
+            Scaling(at_s=rng.uniform(0, 4), endpoint=f"e{rng.randrange(4)}", up=rng.random() < 0.5) for _ in range(4)
+        ),
+        standby=frozenset({"e3"}),
+        kv_events=rng.random() < 0.5,
+        event_delay_s=0.01,
+        event_loss=rng.random() * 0.3,
+    )
+    deadlines = Deadlines(first_byte_s=3.0, idle_s=4.0, total_s=20.0)
+    virtual = fleet(4, conditions=conditions, replicas=seed % 3, deadlines=deadlines)
+    samples = virtual.run(plan(seed=seed), until_s=120.0)
+    virtual.check()
+    assert sorted(s.index for s in samples) == list(range(len(samples)))
+    assert not any(s.error == "unfinished" for s in samples)
+    assert all(s.end_s >= s.sent_s for s in samples)
+    assert any(s.error is None for s in samples)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("rate", "blocks", "conditions"),
+    [
+        (20.0, 400, Conditions()),
+        (60.0, 150, Conditions()),
+        (20.0, 400, Conditions(client_s=0.01, engine_s=0.002, scrape_delay_s=0.03, clients=Clients(timeout_s=2.0))),
+        (
+            20.0,
+            300,
+            Conditions(
+                faults=(
+                    Fault(kind=FaultKind.SLOW, at_s=1.0, for_s=2.0, endpoints=("e0",), factor=2.5),
+                    Fault(kind=FaultKind.CRASH, at_s=1.5, for_s=1.0, endpoints=("e1",)),
+                    Fault(kind=FaultKind.HANG, at_s=2.0, for_s=1.0, endpoints=("e2",)),
+                )
+            ),
+        ),
+    ],
+    ids=["plain", "short of memory", "delays", "faults"],
+)
+def test_steps_taken_at_once_give_what_single_steps_give(rate, blocks, conditions, seed):
+    at_once, single = Recorder(), Recorder()
+    fast = fleet(blocks=blocks, conditions=conditions)
+    ours = fast.run(plan(rate, seed), until_s=60.0, recorder=at_once)
+    naive = fleet(blocks=blocks, conditions=replace(conditions, steps_at_once=1))
+    theirs = naive.run(plan(rate, seed), until_s=60.0, recorder=single)
+    assert fast.events < naive.events
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.first_s is None) == (other.first_s is None)
+        assert one.first_s is None or one.first_s == pytest.approx(other.first_s, rel=1e-9)
+        assert one.end_s == pytest.approx(other.end_s, rel=1e-9)
+        moments = {"first_s": None, "end_s": 0.0, "planned_s": 0.0, "sent_s": 0.0}
+        assert replace(one, **moments) == replace(other, **moments)
+    for one, other in zip(at_once.looks, single.looks, strict=True):
+        assert replace(one, at_s=0.0, kv_usage=0.0) == replace(other, at_s=0.0, kv_usage=0.0)
+        assert one.kv_usage == pytest.approx(other.kv_usage)

@@ -1,10 +1,10 @@
-from itertools import islice, pairwise
+from itertools import islice, pairwise, takewhile
 from random import Random
 from statistics import mean, pstdev
 
 import pytest
 
-from beaconry.workload.arrivals import fixed, gamma, poisson
+from beaconry.workload.arrivals import diurnal, fixed, gamma, poisson
 
 
 def gaps(times):
@@ -31,3 +31,11 @@ def test_gamma_keeps_the_rate_and_changes_the_spread_by_its_shape(shape):
 
 def test_the_same_seed_gives_the_same_arrivals():
     assert list(islice(poisson(5.0, Random(3)), 50)) == list(islice(poisson(5.0, Random(3)), 50))
+
+
+def test_diurnal_arrivals_follow_the_day_and_keep_the_mean():
+    times = list(takewhile(lambda at_s: at_s < 2000.0, diurnal(10.0, 0.8, 1000.0, Random(1))))
+    assert len(times) == pytest.approx(20_000, rel=0.03)
+    night = sum(at_s % 1000 < 100 or at_s % 1000 >= 900 for at_s in times)
+    noon = sum(400 <= at_s % 1000 < 600 for at_s in times)
+    assert noon / night == pytest.approx(1.75 / 0.25, rel=0.15)
