@@ -28,6 +28,7 @@ from beaconry.io.tenant_metrics import key_metrics
 from beaconry.io.zmq_events import KvFeeds
 from beaconry.kvindex.approximate import ApproximateIndex
 from beaconry.kvindex.exact import ExactIndex
+from beaconry.latency.forecasts import Forecasts
 from beaconry.latency.rates import RateBook
 from beaconry.latency.tier_loads import TierLoads
 from beaconry.plugins.registry import Registry
@@ -49,14 +50,16 @@ GC_THRESHOLDS = (50_000, 20, 50)
 def make_router(config: GatewayConfig) -> Router:
     """The machine alone, as both drivers use it. Raises OperatorError for an unknown policy."""
     rates = RateBook()
+    forecasts = Forecasts(rates)
     return Router(
-        scheduler=make_scheduler(config.profile or config.policy, rates, Registry.installed()),
+        scheduler=make_scheduler(config.profile or config.policy, rates, Registry.installed(), forecasts),
         caches=Caches(
             ApproximateIndex(config.index_bytes),
             ExactIndex(config.exact_index_bytes),
             TierLoads(rates, config.offloading),
         ),
         rates=rates,
+        forecasts=forecasts,
         rng=Random(config.seed),
         deadlines=config.deadlines,
         retry=config.retry,

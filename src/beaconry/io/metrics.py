@@ -27,6 +27,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from beaconry import __version__
+from beaconry.io.forecast_metrics import forecast_metrics
 from beaconry.io.http_server import ServerStatistics
 from beaconry.io.tenant_metrics import tenant_metrics
 from beaconry.io.tokenizing import TokenizingStatistics
@@ -91,6 +92,7 @@ class _Snapshots(Collector):
         yield _tokens(self._tokens())
         yield from _models(router.models)
         yield from _endpoints(router)
+        yield from forecast_metrics(router.predictions)
         yield from _llm_d_models(router.models)
         yield from _llm_d_pools(router)
         yield from _llm_d_core(router)

@@ -138,6 +138,10 @@ class RateBook:
             output_tokens=known.output_tokens,
         )
 
+    def output_tokens(self, variant: str) -> float:
+        """Mean output length."""
+        return self._variant(variant).output_tokens
+
     def factor(self, endpoint: str) -> float:
         """How much slower (above 1) or faster this endpoint is than its variant."""
         return self._factors.get(endpoint, 1.0)

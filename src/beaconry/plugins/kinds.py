@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Protocol
 
-from beaconry.values.candidate import Candidate, Prediction
+from beaconry.values.candidate import Candidate, Forecast, Prediction
 from beaconry.values.decision import Ranking
 from beaconry.values.endpoint import Endpoint
 from beaconry.values.request import Request
@@ -54,6 +54,14 @@ class PredictorSource(Protocol):
 
     def prefill_s(self, endpoint: Endpoint, tokens: float) -> float:
         """Return the engine time that computing `tokens` prompt tokens takes on `endpoint`, in seconds."""
+        ...
+
+
+class ForecastSource(Protocol):
+    """Predicts with ranges, at a higher price: for a few candidates of requests that have objectives."""
+
+    def forecast(self, request: Request, candidate: Candidate, now_s: float) -> Forecast:
+        """Return TTFT and ITL of `request` on `candidate`, in seconds from now."""
         ...
 
 

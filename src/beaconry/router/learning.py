@@ -1,6 +1,8 @@
 """What completed legs teach: the index what was cached, the rate book how fast it went, and us how many tokens a byte makes."""
 
+from beaconry.latency.forecasts import Forecasts
 from beaconry.latency.rates import LegTimes, RateBook
+from beaconry.latency.variant_book import VariantStatistics
 from beaconry.router.caches import Caches
 from beaconry.router.exchange import Leg
 from beaconry.values.endpoint import Endpoint, LoadSample
@@ -16,10 +18,11 @@ DENSITY_GAIN = 0.1
 class Learning:
     """Passes on what is learnt, and keeps the text density per model."""
 
-    def __init__(self, caches: Caches, rates: RateBook) -> None:
+    def __init__(self, caches: Caches, rates: RateBook, forecasts: Forecasts) -> None:
         self._caches = caches
         self._index = caches.approximate
         self._rates = rates
+        self._forecasts = forecasts
         self._densities: dict[str, float] = {}
         """Prompt tokens per byte of text, by model; only models that an engine has answered for."""
 
@@ -27,10 +30,15 @@ class Learning:
         """How many prompt tokens a byte of text makes."""
         return self._densities.get(model, TOKENS_PER_BYTE)
 
+    def dispatched(self, leg: Leg) -> None:
+        """A leg has just been placed."""
+        self._forecasts.dispatched(leg.id, leg.exchange.request, leg.candidate, leg.dispatched_s)
+
     def first_byte(self, leg: Leg) -> None:
         """The first byte of a leg that streams has just come."""
         member, candidate, sample = leg.member, leg.candidate, leg.member.sample
         assert leg.first_byte_s is not None
+        self._forecasts.first_byte(leg.id, leg.first_byte_s)
         self._rates.observe_first_token(
             member.endpoint,
             ttft_s=max(leg.first_byte_s - leg.dispatched_s - candidate.load_s, 0.0),
@@ -66,6 +74,7 @@ class Learning:
                 self._learn_load(leg, usage, times.tokens_ahead + times.uncached_tokens)
         if leg.placement is not None:
             self._index.confirmed(leg.placement, cached_blocks)
+        self._forecasts.ended(leg.id, usage, now_s, finished=True)
 
     def _learn_load(self, leg: Leg, usage: Usage, prefill_tokens: int) -> None:
         """Learn how long loading takes from a leg that really found what was to be loaded."""
@@ -75,8 +84,9 @@ class Learning:
             ttft_s = leg.first_byte_s - leg.dispatched_s
             self._caches.loads.observe(leg.member.endpoint, candidate.loads, ttft_s, prefill_tokens)
 
-    def cut_short(self, leg: Leg) -> None:
+    def cut_short(self, leg: Leg, now_s: float) -> None:
         """A leg failed or was cancelled: its prompt is there only if it got as far as a first byte."""
+        self._forecasts.ended(leg.id, None, now_s, finished=False)
         if leg.placement is None:
             return
         if leg.first_byte_s is None:
@@ -87,11 +97,21 @@ class Learning:
     def sampled(self, endpoint: Endpoint, sample: LoadSample) -> None:
         """An engine's metrics were read."""
         self._rates.observe_sample(endpoint, sample)
+        self._forecasts.sampled(endpoint, sample)
 
     def forget(self, name: str) -> None:
         """The endpoint is gone, or somebody else by now."""
         self._caches.forget(name)
         self._rates.forget(name)
+        self._forecasts.forget(name)
+
+    def statistics(self) -> dict[str, VariantStatistics]:
+        """How right the forecasts have been, by variant."""
+        return self._forecasts.statistics()
+
+    def check(self) -> None:
+        """Raise InternalError if an invariant does not hold."""
+        self._forecasts.check()
 
 
 def _times(leg: Leg, usage: Usage, batch_at_end: int, now_s: float) -> LegTimes:

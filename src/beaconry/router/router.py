@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 from beaconry.config.gateway import Deadlines, Health, Retry
+from beaconry.latency.forecasts import Forecasts
 from beaconry.latency.rates import RateBook
 from beaconry.router.caches import Caches, CachesStatistics
 from beaconry.router.deadlines import NEVER, DeadlineQueue
@@ -57,7 +58,7 @@ BUSY_STATUSES = frozenset({429, 503})
 class Router:
     """The life of all requests. `handle` is the only way in."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 its parts
         self,
         *,
         scheduler: Scheduler,
@@ -67,10 +68,12 @@ class Router:
         deadlines: Deadlines,
         retry: Retry,
         health: Health,
+        forecasts: Forecasts | None = None,
     ) -> None:
+        """`forecasts`: those that the scheduler asks, if it asks any."""
         self._scheduler = scheduler
         self._caches = caches
-        self._learning = Learning(caches, rates)
+        self._learning = Learning(caches, rates, Forecasts(rates) if forecasts is None else forecasts)
         self._rng = rng
         self._retry = retry
         self._health = health
@@ -210,6 +213,7 @@ class Router:
         exchange.attempts += 1
         self._legs[leg.id] = leg
         leg.member.dispatch(leg)
+        self._learning.dispatched(leg)
         if request.stream:
             self._first_byte.touch(leg.id, leg, now_s)
             self._wake_by(now_s + self._first_byte.timeout_s, effects)
@@ -226,7 +230,7 @@ class Router:
     def _client_left(self, fact: ClientLeft, now_s: float, effects: list[Effect]) -> None:
         exchange = self._exchanges.get(fact.request_id)
         if exchange is not None:
-            self._cancel_leg(exchange, effects)
+            self._cancel_leg(exchange, now_s, effects)
             self._end(exchange, Outcome.CLIENT_GONE, now_s, effects)
 
     # -- legs
@@ -263,7 +267,7 @@ class Router:
             self._first_byte_came(leg, now_s)
         assert leg.first_byte_s is not None
         batch_at_end = len(leg.member.decoding)
-        self._close_leg(leg, finished=True)
+        self._close_leg(leg, now_s, finished=True)
         leg.member.succeeded()
         refused = fact.status >= 400
         if fact.usage is not None and not refused:
@@ -279,7 +283,7 @@ class Router:
         busy = fact.fault is Fault.STATUS and fact.status in BUSY_STATUSES
         if not busy:
             leg.member.failed_leg(now_s)
-        self._close_leg(leg)
+        self._close_leg(leg, now_s)
         what = (
             f"the engine answered {fact.status}" if fact.fault is Fault.STATUS else f"{fact.fault.value}: {fact.detail}"
         )
@@ -305,7 +309,7 @@ class Router:
         message = f"the engine failed before its answer began ({what}); attempts: {exchange.attempts}"
         self._answer(exchange, status, Outcome.ENGINE_FAILED, message, now_s, effects)
 
-    def _close_leg(self, leg: Leg, *, finished: bool = False) -> None:
+    def _close_leg(self, leg: Leg, now_s: float, *, finished: bool = False) -> None:
         """Forget a leg: the counterpart of what `_place` has noted."""
         del self._legs[leg.id]
         self._first_byte.discard(leg.id)
@@ -314,15 +318,15 @@ class Router:
         member = leg.member
         member.end(leg)
         if not finished:
-            self._learning.cut_short(leg)
+            self._learning.cut_short(leg, now_s)
         if member.gone and not member.prefilling and not member.decoding:
             self._members.pop(member.endpoint.name, None)
 
-    def _cancel_leg(self, exchange: Exchange, effects: list[Effect]) -> Leg | None:
+    def _cancel_leg(self, exchange: Exchange, now_s: float, effects: list[Effect]) -> Leg | None:
         leg = exchange.leg
         if leg is not None:
             effects.append(CancelLeg(exchange.request.id, leg.id))
-            self._close_leg(leg)
+            self._close_leg(leg, now_s)
         return leg
 
     # -- ends
@@ -355,7 +359,7 @@ class Router:
 
     def _cut(self, exchange: Exchange, outcome: Outcome, message: str, now_s: float, effects: list[Effect]) -> None:
         """End an exchange wherever it stands."""
-        leg = self._cancel_leg(exchange, effects)
+        leg = self._cancel_leg(exchange, now_s, effects)
         if leg is not None and leg.first_byte_s is not None:
             self._break(exchange, outcome, message, now_s, effects)
         else:
@@ -446,7 +450,7 @@ class Router:
         # It has just become unhealthy: what waits there for a first byte is moved; what streams has its own deadline.
         self._learning.forget(fact.name)
         for leg in [leg for leg in self._legs.values() if leg.member is member and leg.first_byte_s is None]:
-            self._cancel_leg(leg.exchange, effects)
+            self._cancel_leg(leg.exchange, now_s, effects)
             self._try_again(leg, "it stopped answering health checks", now_s, effects, status=502)
 
     def _load_sampled(self, fact: LoadSampled, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
@@ -490,6 +494,7 @@ class Router:
             retries=self._retries,
             in_flight=len(self._exchanges),
             draining=self._drain_s is not None,
+            predictions=self._learning.statistics(),
             plugin_failures={name: failures.count for name, failures in self._scheduler.failures().items()},
         )
 
@@ -511,6 +516,7 @@ class Router:
             raise InternalError(f"{running} requests are counted as running, {len(self._exchanges)} are")
         if len(self._progress) + len(self._first_byte) > len(self._legs):
             raise InternalError("a deadline outlives its leg")
+        self._learning.check()
         self._caches.approximate.check()
         self._caches.exact.check()
 

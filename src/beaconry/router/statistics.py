@@ -4,6 +4,7 @@ from bisect import bisect_left
 
 from msgspec import Struct
 
+from beaconry.latency.variant_book import VariantStatistics
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.outcome import Outcome
 from beaconry.values.request import Usage
@@ -138,6 +139,8 @@ class RouterStatistics(Struct, frozen=True, kw_only=True):
     retries: int
     in_flight: int
     draining: bool
+    predictions: dict[str, VariantStatistics] = {}
+    """How right the forecasts have been, by variant."""
     plugin_failures: dict[str, int] = {}
     """How often each plugin ("kind/name") raised, and was passed over."""
 

@@ -9,10 +9,11 @@ from random import Random
 from typing import cast
 
 from beaconry.config.gateway import Profile
-from beaconry.plugins.kinds import CostTerm, Filter, Picker, Policy, PredictorSource, Scorer
+from beaconry.plugins.kinds import CostTerm, Filter, ForecastSource, Picker, Policy, PredictorSource, Scorer
 from beaconry.plugins.registry import Registry
 from beaconry.scheduling.expected_cost import ExpectedCost
 from beaconry.scheduling.failures import FailureBook, PluginFailures
+from beaconry.scheduling.objectives import Objectives
 from beaconry.scheduling.weighted import Weighted
 from beaconry.values.candidate import Candidate
 from beaconry.values.decision import Decision, Ranking
@@ -64,8 +65,10 @@ class Scheduler:
         return kept, [c for c in candidates if c.endpoint.name not in names]
 
 
-def make_scheduler(profile: str | Profile, predictor: PredictorSource, registry: Registry) -> Scheduler:
-    """Put together a scheduler. `profile` may be just a policy's name.
+def make_scheduler(
+    profile: str | Profile, predictor: PredictorSource, registry: Registry, forecasts: ForecastSource | None = None
+) -> Scheduler:
+    """Put together a scheduler. `profile` may be just a policy's name. With `forecasts`, the default policy heeds requests' objectives.
 
     Raises OperatorError for names that the registry does not know, and for parts that the policy has no use for.
     """
@@ -84,6 +87,8 @@ def make_scheduler(profile: str | Profile, predictor: PredictorSource, registry:
         policy = ExpectedCost(predictor, terms, failures)
     else:
         policy = registry.factory("policy", profile.policy)(predictor)
+    if forecasts is not None and profile.policy == "expected-cost":
+        policy = Objectives(policy, forecasts)
     filters = [(name, cast("Filter", registry.factory("filter", name)())) for name in profile.filters]
     return Scheduler(profile.policy, policy, filters, failures)
 

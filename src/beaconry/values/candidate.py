@@ -1,5 +1,7 @@
 """What the scheduler knows of one endpoint for one request: a snapshot made by the router at the moment of the decision."""
 
+from enum import StrEnum
+
 from msgspec import Struct
 
 from beaconry.values.endpoint import Endpoint, LoadSample
@@ -58,3 +60,30 @@ class Prediction(Struct, frozen=True, kw_only=True):
     itl_s: float
     decode_s: float
     """First token to last, at the output length to be expected."""
+
+
+class Source(StrEnum):
+    """Where a forecast comes from: best first."""
+
+    SHADOW = "shadow"
+    """A twin of the engine, run ahead."""
+    CLOSED_FORM = "closed-form"
+    """Straight lines through past latencies."""
+    TOKEN_LOAD = "token-load"  # noqa: S105 no secret
+    """Neither has been right of late: only tokens in flight are compared."""
+
+
+class Forecast(Struct, frozen=True, kw_only=True):
+    """What a request would meet on one endpoint, with ranges that have held for past forecasts. Times count from now."""
+
+    source: Source
+    ttft_s: float
+    ttft_low_s: float
+    """Very likely not sooner."""
+    ttft_high_s: float
+    """Very likely not later."""
+    itl_s: float
+    itl_low_s: float
+    itl_high_s: float
+    strictest_itl_s: float | None = None
+    """The strictest objective for time between tokens among the requests in flight there."""

@@ -3,11 +3,11 @@
 A policy leaves its numbers in a `Ranking`; verdicts are made from it only when somebody reads them, since most traces are never read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from beaconry.values.candidate import Candidate, Prediction
+from beaconry.values.candidate import Candidate, Forecast, Prediction
 from beaconry.values.endpoint import Endpoint
 
 
@@ -22,6 +22,8 @@ class Ranking(Struct, frozen=True, kw_only=True, gc=False):
     rows: Sequence[tuple[float, ...]] = ()
     """Per candidate, the parts of its total."""
     predictions: Sequence[Prediction] = ()
+    forecasts: Mapping[int, Forecast] = {}
+    """By index, of the candidates that were looked at more closely because the request has objectives."""
     why: str = ""
     """What decided, in a few words."""
 
@@ -31,6 +33,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
     candidate: Candidate
     prediction: Prediction | None = None
+    forecast: Forecast | None = None
     terms: dict[str, float] = {}
     """Named parts of the cost in seconds (or of the negated score, for weighted profiles)."""
     total: float = 0.0
@@ -70,6 +73,7 @@ class Decision(Struct, frozen=True, kw_only=True):
         return Verdict(
             candidate=self.candidates[i],
             prediction=ranking.predictions[i] if ranking.predictions else None,
+            forecast=ranking.forecasts.get(i),
             terms=dict(zip(ranking.terms, row, strict=False)),
             total=ranking.totals[i] if ranking.totals else 0.0,
             reason=self._reason(i),
@@ -82,6 +86,8 @@ class Decision(Struct, frozen=True, kw_only=True):
         if not ranking.totals:
             return f"lost: {ranking.why}"
         behind = ranking.totals[i] - ranking.totals[ranking.winner]
+        if behind < 0:
+            return f"lost by the objectives; its total is less by {-behind:.4g}"
         if not ranking.rows or behind == 0:
             return f"lost by {behind:.4g}" if behind else "lost the tie"
         mine, best = ranking.rows[i], ranking.rows[ranking.winner]

@@ -1,0 +1,83 @@
+"""From a predicted time to a range that holds: online conformal quantiles of what past predictions turned out to be.
+
+Kept are the ratios of actual to predicted time of the latest predictions. Their quantiles, times a new prediction, are its range; their
+median takes out a lasting bias. Where the past is no guide (load has changed, an engine has slowed down), the level is shifted by every
+hit and miss until the share of outcomes below the upper end is the one asked for: adaptive conformal inference (Gibbs and Candès 2021).
+Nothing is assumed of how errors are distributed.
+"""
+
+from bisect import bisect_left, insort
+from collections import deque
+
+from msgspec import Struct
+
+_WINDOW = 200
+_FEW = 10
+"""Ratios below which a range is a guess."""
+_SHIFT = 0.02
+"""How far one outcome moves the level."""
+_LEVELS = (0.5, 0.995)
+_GUESS_FACTOR = 2.0
+
+
+class Range(Struct, frozen=True, gc=False):
+    """Factors on a prediction."""
+
+    low: float
+    """Undercut by as large a share of outcomes as exceed `high`."""
+    middle: float
+    high: float
+
+
+_GUESS = Range(low=1.0 / _GUESS_FACTOR, middle=1.0, high=_GUESS_FACTOR)
+
+
+class Residuals:
+    """The latest ratios of actual to predicted time, and the range made of them.
+
+    Invariants: `_sorted` holds the items of `_latest`, in order, at most `_WINDOW`.
+    """
+
+    __slots__ = ("_coverage", "_latest", "_level", "_range", "_sorted")
+
+    def __init__(self, coverage: float) -> None:
+        """`coverage`: share of outcomes that shall lie below the upper end of the range, 0.5..1."""
+        self._coverage = coverage
+        self._level = coverage
+        self._latest: deque[float] = deque()
+        self._sorted: list[float] = []
+        self._range: Range | None = None
+
+    def __len__(self) -> int:
+        return len(self._latest)
+
+    @property
+    def known(self) -> bool:
+        """There are enough for a range."""
+        return len(self._latest) >= _FEW
+
+    @property
+    def range(self) -> Range:
+        """What a new prediction is to be multiplied with."""
+        if self._range is None:
+            self._range = self._make_range() if self.known else _GUESS
+        return self._range
+
+    def add(self, ratio: float, *, covered: bool | None) -> None:
+        """Note an outcome; `covered`: it was below the upper end stated for it, None if that was not of this making."""
+        self._latest.append(ratio)
+        insort(self._sorted, ratio)
+        if len(self._latest) > _WINDOW:
+            del self._sorted[bisect_left(self._sorted, self._latest.popleft())]
+        if covered is not None:
+            self._level += _SHIFT * (self._coverage - covered)
+            self._level = min(max(self._level, _LEVELS[0]), _LEVELS[1])
+        self._range = None
+
+    def _make_range(self) -> Range:
+        ratios = self._sorted
+        last = len(ratios) - 1
+        # the (n+1) of split conformal prediction: the next outcome is one more of the same kind
+        high = min(int(self._level * (last + 2)), last)
+        low = max(int((1.0 - self._coverage) * (last + 2)) - 1, 0)
+        return Range(low=ratios[low], middle=ratios[last // 2], high=ratios[high])

@@ -1,0 +1,256 @@
+"""Forecasts of TTFT and ITL on each endpoint, from a shadow per endpoint and what its variant has taught.
+
+The router tells what happens to its legs. Each of them yields up to three lessons: how long the steps between two seen ends of steps took,
+how long its own decode took (its number of steps is known from the usage), and how right the forecasts made at its dispatch were. The
+first legs of an engine teach nothing: it is still compiling and capturing graphs.
+"""
+
+from beaconry.latency.rates import RateBook
+from beaconry.latency.shadow import Shadow
+from beaconry.latency.step_fit import ATTENDED, CONTEXT, PROMPT_STEPS, SEQUENCES, STEPS, TOKENS, Work
+from beaconry.latency.variant_book import Foreseen, MeanStep, VariantBook, VariantStatistics
+from beaconry.values.candidate import Candidate, Forecast, Prediction, Source
+from beaconry.values.endpoint import Endpoint, LoadSample
+from beaconry.values.request import Request, Usage
+
+COVERAGE = 0.9
+"""Share of outcomes below the upper end of a forecast's range; llm-d predicts the same quantile."""
+_FIRST_LEGS = 3
+"""Legs of a new engine that teach nothing."""
+_FACTOR_GAIN = 0.05
+_FACTOR_PULL = 0.002
+"""An engine's factor drifts back to 1, so that a change of all engines ends up in their variant's fit."""
+_FACTORS = (0.25, 8.0)
+_SAMPLES = 3
+"""Metrics scrapes that must agree: a scrape is older than our counters, and catches queues that last no longer than a step."""
+
+
+class _Twin:
+    """One endpoint."""
+
+    def __init__(self, endpoint: Endpoint, book: VariantBook) -> None:
+        self.endpoint = endpoint
+        self.book = book
+        self.shadow = Shadow(book.fit)
+        self.mean = MeanStep()
+        self.legs = 0
+        """Legs that have taught or could have."""
+        self.objectives: dict[int, float] = {}
+        """ITL objectives of the legs in flight that have one."""
+        self._scrapes: list[tuple[int, int, int]] = []
+        """Running, waiting, and our own count of both, at the latest scrapes."""
+
+    def note_running(self, running: int, waiting: int) -> None:
+        """Learn from scrapes who else is there, and how many sequences run at once: an engine that runs the same number time and again
+        while others wait has no more places."""
+        shadow = self.shadow
+        scrapes = self._scrapes = [*self._scrapes[1 - _SAMPLES :], (running, waiting, shadow.legs)]
+        if len(scrapes) < _SAMPLES:
+            return
+        shadow.strangers = max(min(r + w - ours for r, w, ours in scrapes), 0)
+        if running > shadow.slots:
+            shadow.slots = float("inf")
+        if running and all(r == running and w for r, w, _ in scrapes):
+            shadow.slots = running
+
+
+class _Open:
+    """One leg in flight, and what was foreseen for it at dispatch: None if it does not stream, for then it shows neither TTFT nor ITL."""
+
+    __slots__ = ("closed", "dispatched_s", "first_s", "foreseen", "mark", "twin")
+
+    def __init__(self, twin: _Twin, foreseen: Foreseen | None, closed: Prediction | None, now_s: float) -> None:
+        self.twin = twin
+        self.foreseen = foreseen
+        self.closed = closed
+        """The closed form's prediction, if that is to be judged as well."""
+        self.dispatched_s = now_s
+        self.first_s: float | None = None
+        self.mark: Work = []
+        """What the engine had done at its first byte."""
+
+
+class Forecasts:
+    """All endpoints' forecasts. A ForecastSource for the scheduler; the router reports what happens to its legs."""
+
+    def __init__(self, rates: RateBook, coverage: float = COVERAGE) -> None:
+        """`coverage`: share of outcomes that shall lie below the upper end of the range."""
+        self._rates = rates
+        self._coverage = coverage
+        self._books: dict[str, VariantBook] = {}
+        self._twins: dict[str, _Twin] = {}
+        self._open: dict[int, _Open] = {}
+        self._asked: tuple[str, float] = ("", 0.0)
+        """Request and time of the latest forecasts."""
+        self._foreseen: dict[str, Foreseen] = {}
+        """What was foreseen for it, by endpoint: it goes to one of them right after."""
+
+    # -- what the scheduler asks
+
+    def predict(self, request: Request, candidate: Candidate) -> Prediction:
+        """The closed form's."""
+        return self._rates.predict(request, candidate)
+
+    def prefill_s(self, endpoint: Endpoint, tokens: float) -> float:
+        """The closed form's."""
+        return self._rates.prefill_s(endpoint, tokens)
+
+    def forecast(self, request: Request, candidate: Candidate, now_s: float) -> Forecast:
+        """TTFT and ITL of `request` on `candidate`, by the best source that has been right of late."""
+        twin = self._twin(candidate.endpoint)
+        if self._asked != (request.id, now_s):
+            self._asked = (request.id, now_s)
+            self._foreseen = {}
+        foreseen = self._foreseen[candidate.endpoint.name] = self._foresee(request, candidate, twin, now_s)
+        believed = twin.book.record.source is Source.SHADOW
+        return twin.book.forecast(
+            foreseen,
+            None if believed else self._rates.predict(request, candidate),
+            strictest_itl_s=min(twin.objectives.values()) if twin.objectives else None,
+        )
+
+    # -- what the router tells
+
+    def dispatched(self, leg: int, request: Request, candidate: Candidate, now_s: float) -> None:
+        """`request` has been sent to `candidate`."""
+        twin = self._twin(candidate.endpoint)
+        foreseen = closed = None
+        if request.stream:
+            known = self._foreseen.get(twin.endpoint.name) if self._asked == (request.id, now_s) else None
+            foreseen = self._foresee(request, candidate, twin, now_s) if known is None else known
+            closed = self._rates.predict(request, candidate) if twin.book.judges_closed() else None
+        self._open[leg] = _Open(twin, foreseen, closed, now_s)
+        if request.slo_itl_s is not None:
+            twin.objectives[leg] = request.slo_itl_s
+        twin.shadow.dispatch(
+            leg,
+            prompt_tokens=request.prompt_tokens,
+            uncached=request.prompt_tokens - candidate.matched_tokens,
+            silent=foreseen is None,
+            now_s=now_s,
+        )
+
+    def first_byte(self, leg: int, now_s: float) -> None:
+        """The first byte of a leg's answer came."""
+        opened = self._open.get(leg)
+        if opened is None or opened.foreseen is None:
+            return
+        twin = opened.twin
+        twin.shadow.first_byte(leg, now_s)
+        self._take_seen(twin)
+        opened.first_s = now_s
+        opened.mark = twin.shadow.work
+        if twin.legs >= _FIRST_LEGS:
+            twin.book.judge_ttft(opened.foreseen, opened.closed, now_s - opened.dispatched_s)
+
+    def ended(self, leg: int, usage: Usage | None, now_s: float, *, finished: bool) -> None:
+        """A leg is over; `usage` is what the engine reported, if it `finished` and did."""
+        opened = self._open.pop(leg, None)
+        if opened is None:
+            return
+        twin = opened.twin
+        twin.objectives.pop(leg, None)
+        twin.shadow.end(leg, now_s, finished=finished and opened.foreseen is not None)
+        self._take_seen(twin)
+        if finished and usage is not None and usage.completion_tokens > 1:
+            twin.shadow.output_tokens = self._rates.output_tokens(twin.endpoint.variant)
+            twin.legs += 1
+            if twin.legs > _FIRST_LEGS:
+                _learn_decode(opened, usage.completion_tokens - 1, now_s)
+
+    def sampled(self, endpoint: Endpoint, sample: LoadSample) -> None:
+        """An engine's metrics were read: they tell its memory, and what others than we have sent there."""
+        twin = self._twin(endpoint)
+        shadow = twin.shadow
+        if sample.kv_blocks and sample.block_tokens:
+            shadow.capacity = float(sample.kv_blocks * sample.block_tokens)
+            if sample.kv_usage is not None:
+                shadow.shared = 0.0
+                shadow.shared = max(shadow.used - sample.kv_usage * shadow.capacity, 0.0)
+        if sample.running is not None:
+            twin.note_running(sample.running, sample.waiting or 0)
+
+    def forget(self, name: str) -> None:
+        """The endpoint is gone, or somebody else by now; legs still in flight there teach nothing any more."""
+        self._twins.pop(name, None)
+        self._open = {leg: opened for leg, opened in self._open.items() if opened.twin.endpoint.name != name}
+
+    # -- looking in
+
+    def statistics(self) -> dict[str, VariantStatistics]:
+        """How well each variant is known."""
+        return {name: book.statistics() for name, book in self._books.items()}
+
+    def check(self) -> None:
+        """Raise InternalError if an invariant does not hold."""
+        for twin in self._twins.values():
+            mine = {leg: opened for leg, opened in self._open.items() if opened.twin is twin}
+            twin.shadow.check(
+                [leg for leg, opened in mine.items() if opened.first_s is None],
+                [leg for leg, opened in mine.items() if opened.first_s is not None],
+            )
+
+    # -- forecasts
+
+    def _foresee(self, request: Request, candidate: Candidate, twin: _Twin, now_s: float) -> Foreseen:
+        """What the shadow predicts for one placement."""
+        shadow, book = twin.shadow, twin.book
+        uncached = request.prompt_tokens - candidate.matched_tokens
+        ttft_s, wait_s = shadow.ttft_s(request.prompt_tokens, uncached, now_s)
+        ttft_s += candidate.load_s
+        queue = 0 if not shadow.legs else 1 if wait_s < 0.25 * ttft_s else 2 if wait_s < 0.75 * ttft_s else 3
+        regime = 2 * queue + (2 * candidate.matched_tokens > request.prompt_tokens)
+        now = shadow.itl_work(request.prompt_tokens)
+        mean = twin.mean.step() or now
+        now[PROMPT_STEPS], now[ATTENDED] = mean[PROMPT_STEPS], mean[ATTENDED]
+        now[TOKENS] += mean[TOKENS]
+        itl_now_s = shadow.factor * book.fit.seconds(now)
+        itl_average_s = shadow.factor * book.fit.seconds(mean)
+        return book.foresee(ttft_s, regime, itl_now_s, itl_average_s)
+
+    # -- lessons
+
+    def _take_seen(self, twin: _Twin) -> None:
+        """Learn from the steps that the last event has shown."""
+        seen = twin.shadow.take_seen()
+        if seen is None or twin.legs < _FIRST_LEGS:
+            return
+        shadow, book = twin.shadow, twin.book
+        ratio = seen.seconds / max(book.fit.seconds(seen.work), 1e-9)
+        factor = shadow.factor
+        factor += _FACTOR_GAIN * (min(max(ratio, factor / 3), factor * 3) - factor)
+        factor += _FACTOR_PULL * (1.0 - factor)
+        shadow.factor = min(max(factor, _FACTORS[0]), _FACTORS[1])
+        book.learn(seen.work, seen.seconds / shadow.factor)
+
+    # -- who is who
+
+    def _twin(self, endpoint: Endpoint) -> _Twin:
+        twin = self._twins.get(endpoint.name)
+        if twin is None or twin.endpoint.variant != endpoint.variant:
+            twin = self._twins[endpoint.name] = _Twin(endpoint, self._book(endpoint.variant))
+        return twin
+
+    def _book(self, variant: str) -> VariantBook:
+        book = self._books.get(variant)
+        if book is None:
+            book = self._books[variant] = VariantBook(variant, self._coverage)
+        return book
+
+
+def _learn_decode(opened: _Open, steps: int, now_s: float) -> None:
+    """Learn from a leg's whole decode: of its steps the number is known, and what went on in them from the shadow."""
+    twin, foreseen = opened.twin, opened.foreseen
+    if foreseen is None or opened.first_s is None:
+        return
+    seconds = now_s - opened.first_s
+    work = [after - before for after, before in zip(twin.shadow.work, opened.mark, strict=True)]
+    if seconds <= 0.0 or work[STEPS] <= 0.0:
+        return
+    scale = steps / work[STEPS]
+    work[STEPS] = steps
+    work[SEQUENCES] *= scale
+    work[CONTEXT] *= scale
+    twin.book.learn(work, seconds / twin.shadow.factor)
+    twin.book.judge_itl(foreseen, opened.closed, seconds / steps)
+    twin.mean.add(work)

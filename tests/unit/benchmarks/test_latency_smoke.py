@@ -1,0 +1,25 @@
+"""The short forms of the benchmarks of predictions and objectives run, and print their figures."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.benchmarks.test_smoke import smoke
+
+pytestmark = pytest.mark.smoke
+
+
+def test_predictor_is_more_exact_than_the_closed_form(tmp_path: Path):
+    printed, rows = smoke("predictor", tmp_path)
+    assert "shadow" in printed
+    shadow, closed = (next(row for row in rows if row["predictor"] == name) for name in ("shadow", "closed form"))
+    assert shadow["ttft_median"] < closed["ttft_median"]
+    assert shadow["coverage"] > 0.8
+
+
+def test_slo_counts_every_request_of_every_class(tmp_path: Path):
+    printed, rows = smoke("slo", tmp_path)
+    assert "objectives" in printed
+    assert [row["policy"] for row in rows] == ["objectives", "token-load"]
+    assert all(row["requests"] == 240 for row in rows)
+    assert all(set(row["classes"]) == {"strict", "standard", "relaxed"} for row in rows)

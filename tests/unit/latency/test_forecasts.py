@@ -1,0 +1,157 @@
+"""Forecasts through a router's life: right after a hundred requests, ranges that hold, and a fallback that comes and goes."""
+
+from itertools import islice
+from random import Random
+
+import pytest
+
+from beaconry.config.gateway import Deadlines, Health, Retry
+from beaconry.engine_model.engine import Engine
+from beaconry.engine_model.presets import variant
+from beaconry.engine_model.values import EngineSettings
+from beaconry.kvindex.approximate import ApproximateIndex
+from beaconry.kvindex.exact import ExactIndex
+from beaconry.latency.forecasts import Forecasts
+from beaconry.latency.rates import RateBook
+from beaconry.latency.track_record import Quantity
+from beaconry.plugins.registry import Registry
+from beaconry.router.caches import Caches
+from beaconry.router.router import Router
+from beaconry.scheduling.scheduler import make_scheduler
+from beaconry.sim.fleet import Fleet
+from beaconry.values.candidate import Candidate, Source
+from beaconry.values.endpoint import Endpoint, LoadSample
+from beaconry.values.request import Api, Request, Usage
+from beaconry.workload.arrivals import poisson
+from beaconry.workload.plan import Plan
+from beaconry.workload.synthetic import Bounds, Shape, conversations
+
+PRESET = "qwen3-32b/h100x2"
+ENDPOINT = Endpoint(name="a", host="h", port=1, model="m", variant=PRESET)
+SHAPE = Shape(prompt_tokens=Bounds(low=50, high=4000), output_tokens=Bounds(low=20, high=300))
+
+
+def request(number=0, *, prompt=1000, stream=True, **fields):
+    return Request(
+        id=str(number), model="m", api=Api.CHAT, arrived_s=0.0, prompt_tokens=prompt, stream=stream, **fields
+    )
+
+
+def candidate(endpoint=ENDPOINT, **fields):
+    return Candidate(endpoint=endpoint, **fields)
+
+
+def fleet(forecasts, rates, *, named=True, engines=2):
+    router = Router(
+        scheduler=make_scheduler("expected-cost", rates, Registry.installed(), forecasts),
+        caches=Caches(ApproximateIndex(), ExactIndex()),
+        rates=rates,
+        rng=Random(1),
+        deadlines=Deadlines(),
+        retry=Retry(),
+        health=Health(),
+        forecasts=forecasts,
+    )
+    names = [f"engine-{i}" for i in range(engines)]
+    label = PRESET if named else "default"
+    settings = EngineSettings(num_blocks=20_000, step_noise=0.03)
+    return Fleet(
+        router,
+        {name: Engine(settings, variant(PRESET).step_time(), rng=Random(i)) for i, name in enumerate(names)},
+        {name: Endpoint(name=name, host="h", port=1, model="m", variant=label) for name in names},
+    )
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_after_a_few_hundred_requests_ttft_is_right_and_its_range_holds(named):
+    rates = RateBook()
+    forecasts = Forecasts(rates)
+    virtual = fleet(forecasts, rates, named=named)
+    virtual.run(Plan(islice(conversations(SHAPE, poisson(6.0, Random(1)), Random(2)), 400)), until_s=1e6)
+    virtual.check()
+    (found,) = forecasts.statistics().values()
+    shadow, closed = (found.accuracy[source, Quantity.TTFT] for source in (Source.SHADOW, Source.CLOSED_FORM))
+    assert found.source is Source.SHADOW
+    assert shadow.median_error < 0.05 < closed.median_error
+    assert shadow.mape < 0.1
+    assert shadow.coverage == pytest.approx(0.9, abs=0.05)
+    assert found.accuracy[Source.SHADOW, Quantity.ITL].median_error < 0.2
+
+
+def serve(forecasts, number, now_s, ttft_s):
+    """One request on an idle engine; the time at which it ended."""
+    forecasts.dispatched(number, request(number), candidate(), now_s)
+    forecasts.first_byte(number, now_s + ttft_s)
+    end_s = now_s + ttft_s + 0.5
+    usage = Usage(prompt_tokens=1000, completion_tokens=20, cached_tokens=0)
+    forecasts.ended(number, usage, end_s, finished=True)
+    forecasts.check()
+    return end_s
+
+
+def test_an_engine_beyond_prediction_is_forecast_by_the_closed_form_or_nobody_and_again_when_it_calms_down():
+    forecasts, rng, now_s = Forecasts(RateBook()), Random(1), 0.0
+    for number in range(100):
+        now_s = serve(forecasts, number, now_s, 0.1)
+    assert forecasts.forecast(request(), candidate(), now_s).source is Source.SHADOW
+    for number in range(100):
+        now_s = serve(forecasts, number, now_s, rng.choice((0.02, 0.1, 2.0, 20.0)))
+    assert forecasts.forecast(request(), candidate(), now_s).source is not Source.SHADOW
+    assert forecasts.statistics()[PRESET].fallbacks >= 1
+    for number in range(300):
+        now_s = serve(forecasts, number, now_s, 0.1)
+    assert forecasts.forecast(request(), candidate(), now_s).source is Source.SHADOW
+
+
+def test_the_first_legs_of_an_engine_teach_nothing():
+    forecasts = Forecasts(RateBook())
+    now_s = 0.0
+    for number in range(3):
+        now_s = serve(forecasts, number, now_s, 30.0)  # graphs are captured
+    found = forecasts.statistics()[PRESET]
+    assert found.lessons == 0
+    assert found.accuracy[Source.SHADOW, Quantity.TTFT].outcomes == 0
+
+
+def test_the_strictest_objective_running_there_is_told_until_it_is_gone():
+    forecasts = Forecasts(RateBook())
+    assert forecasts.forecast(request(), candidate(), 0.0).strictest_itl_s is None
+    forecasts.dispatched(1, request(1, slo_itl_s=0.05), candidate(), 0.0)
+    forecasts.dispatched(2, request(2, slo_itl_s=0.02), candidate(), 0.0)
+    assert forecasts.forecast(request(), candidate(), 0.0).strictest_itl_s == 0.02
+    forecasts.ended(2, None, 1.0, finished=False)
+    assert forecasts.forecast(request(), candidate(), 1.0).strictest_itl_s == 0.05
+
+
+def test_sequences_of_others_count_once_three_scrapes_agree():
+    forecasts = Forecasts(RateBook())
+    plain_s = forecasts.forecast(request(), candidate(), 0.0).itl_s
+    for at_s in range(2):
+        forecasts.sampled(ENDPOINT, LoadSample(at_s=at_s, running=60, waiting=0))
+    assert forecasts.forecast(request(), candidate(), 0.0).itl_s == plain_s
+    forecasts.sampled(ENDPOINT, LoadSample(at_s=2, running=60, waiting=0))
+    assert forecasts.forecast(request(), candidate(), 0.0).itl_s > plain_s
+
+
+def test_a_request_that_does_not_stream_takes_its_part_of_the_engine_and_is_not_judged():
+    forecasts = Forecasts(RateBook())
+    forecasts.dispatched(1, request(1, prompt=20_000, stream=False), candidate(), 0.0)
+    busy_s = forecasts.forecast(request(), candidate(), 0.01).ttft_s
+    assert busy_s > 3 * Forecasts(RateBook()).forecast(request(), candidate(), 0.01).ttft_s
+    forecasts.first_byte(1, 9.0)
+    forecasts.ended(1, Usage(prompt_tokens=20_000, completion_tokens=50), 9.0, finished=True)
+    forecasts.check()
+    assert forecasts.statistics()[PRESET].accuracy[Source.SHADOW, Quantity.TTFT].outcomes == 0
+
+
+def test_a_forgotten_endpoint_starts_anew_and_its_late_legs_change_nothing():
+    forecasts = Forecasts(RateBook())
+    for number in range(5):
+        forecasts.dispatched(number, request(number, prompt=8000), candidate(), 0.0)
+    forecasts.forget("a")
+    forecasts.first_byte(0, 1.0)
+    forecasts.ended(1, None, 1.0, finished=False)
+    forecasts.check()
+    assert forecasts.forecast(request(), candidate(), 1.0) == Forecasts(RateBook()).forecast(
+        request(), candidate(), 1.0
+    )

@@ -1,0 +1,165 @@
+"""Placement by objectives: the best that keeps them, else the least violation, and nothing for requests without objectives."""
+
+from random import Random
+
+import pytest
+
+from beaconry.latency.rates import RateBook
+from beaconry.plugins.registry import Registry
+from beaconry.scheduling.expected_cost import ExpectedCost
+from beaconry.scheduling.objectives import FEW, Objectives, hopeless_s, violation
+from beaconry.scheduling.scheduler import make_scheduler
+from beaconry.testing import cases, check_policy
+from beaconry.values.candidate import Candidate, Forecast, Source
+from beaconry.values.decision import Decision, Ranking
+from beaconry.values.endpoint import Endpoint
+from beaconry.values.request import Api, Request
+
+
+def forecast(ttft=0.1, itl=0.02, **fields):
+    """A forecast whose range is a tenth to either side."""
+    values = {
+        "source": Source.SHADOW,
+        "ttft_s": ttft,
+        "ttft_low_s": 0.9 * ttft,
+        "ttft_high_s": 1.1 * ttft,
+        "itl_s": itl,
+        "itl_low_s": 0.9 * itl,
+        "itl_high_s": 1.1 * itl,
+    }
+    return Forecast(**{**values, **fields})
+
+
+class Table:
+    """Forecasts by endpoint."""
+
+    def __init__(self, **forecasts):
+        self.forecasts = forecasts
+        self.asked = []
+
+    def forecast(self, request, candidate, now_s):
+        self.asked.append(candidate.endpoint.name)
+        return self.forecasts.get(candidate.endpoint.name, forecast())
+
+
+class ByName:
+    """The inner policy: costs in order of the candidates."""
+
+    def rank(self, request, candidates, now_s, rng):
+        totals = [float(i) for i in range(len(candidates))]
+        return Ranking(winner=0, totals=totals, why="the first")
+
+
+def request(**fields):
+    return Request(id="r", model="m", api=Api.CHAT, arrived_s=10.0, prompt_tokens=1000, **fields)
+
+
+def fleet(*names, **fields):
+    return [Candidate(endpoint=Endpoint(name=name, host="h", port=1, model="m"), **fields) for name in names]
+
+
+def winner(table, wanted, names="abc", now_s=10.0):
+    candidates = fleet(*names)
+    ranking = Objectives(ByName(), table).rank(wanted, candidates, now_s, Random(1))
+    return candidates[ranking.winner].endpoint.name, ranking.why
+
+
+def test_without_objectives_the_inner_policy_decides_alone():
+    policy, inner = Objectives(ExpectedCost(RateBook()), Table()), ExpectedCost(RateBook())
+    for wanted, candidates in cases():
+        assert policy.rank(wanted, candidates, 1e6, Random(1)) == inner.rank(wanted, candidates, 1e6, Random(1))
+
+
+def test_it_keeps_a_policys_contract():
+    check_policy(Objectives(ExpectedCost(RateBook()), Table()))
+
+
+def test_of_those_that_keep_the_objectives_the_inner_policys_best_wins():
+    table = Table(a=forecast(0.8), b=forecast(0.4), c=forecast(0.1))
+    assert winner(table, request(slo_ttft_s=0.5)) == ("b", "keeps all objectives; the first")
+
+
+def test_time_already_waited_counts():
+    table = Table(a=forecast(0.4), b=forecast(0.1))
+    assert winner(table, request(slo_ttft_s=0.5), names="ab", now_s=10.0)[0] == "a"
+    assert winner(table, request(slo_ttft_s=0.5), names="ab", now_s=10.3)[0] == "b"
+
+
+def test_an_engine_whose_strictest_stream_would_be_broken_is_left_alone():
+    table = Table(a=forecast(0.1, itl=0.03, strictest_itl_s=0.02), b=forecast(0.3, itl=0.03))
+    assert winner(table, request(slo_ttft_s=0.5), names="ab")[0] == "b"
+
+
+def test_where_no_engine_keeps_them_the_least_violation_wins():
+    table = Table(a=forecast(0.1, itl=0.09), b=forecast(0.1, itl=0.06), c=forecast(0.1, itl=0.2))
+    assert winner(table, request(slo_itl_s=0.05)) == ("b", "violates the objectives least")
+
+
+def test_who_misses_anywhere_goes_where_the_inner_policy_says():
+    table = Table(a=forecast(9.0), b=forecast(3.0), c=forecast(5.0))
+    assert winner(table, request(slo_ttft_s=0.5)) == ("a", "misses its objectives anywhere; the first")
+
+
+def test_without_trust_in_forecasts_the_fewest_uncached_tokens_win():
+    blind = forecast(source=Source.TOKEN_LOAD)
+    candidates = [
+        *fleet("a", prefill_tokens=900),
+        *fleet("b", prefill_tokens=1500, matched_tokens=1000),
+        *fleet("c", prefill_tokens=100),
+    ]
+    policy = Objectives(ByName(), Table(a=blind, b=blind, c=blind))
+    ranking = policy.rank(request(slo_ttft_s=0.5), candidates, 10.0, Random(1))
+    assert ranking.winner == 2
+
+
+def test_only_the_few_best_are_forecast():
+    table = Table()
+    winner(table, request(slo_ttft_s=0.5), names="abcdefgh")
+    assert table.asked == list("abcdefgh")[:FEW]
+
+
+def test_a_decision_tells_forecasts_and_why_a_cheaper_candidate_lost():
+    table = Table(a=forecast(0.8), b=forecast(0.4))
+    candidates = fleet("a", "b")
+    ranking = Objectives(ByName(), table).rank(request(slo_ttft_s=0.5), candidates, 10.0, Random(1))
+    decision = Decision(endpoint=candidates[1].endpoint, policy="p", candidates=candidates, ranking=ranking)
+    assert decision.chosen.forecast == table.forecasts["b"]
+    assert decision.verdicts[1].reason == "lost by the objectives; its total is less by 1"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "what", "expected"),
+    [
+        (request(), forecast(9.0, itl=9.0), 0.0),
+        (request(slo_ttft_s=1.1), forecast(1.0), 0.0),
+        (request(slo_ttft_s=0.55), forecast(1.0), 1.0),
+        (request(slo_itl_s=0.022), forecast(9.0, itl=0.04), 1.0),
+        (request(slo_itl_s=1.0), forecast(9.0, itl=0.04, strictest_itl_s=0.022), 1.0),
+        (request(slo_ttft_s=0.55, slo_itl_s=0.011), forecast(1.0, itl=0.02), 2.0),
+    ],
+)
+def test_violations_are_parts_of_the_objectives(wanted, what, expected):
+    assert violation(wanted, what, 10.0) == pytest.approx(expected)
+
+
+def test_hopeless_is_who_misses_everywhere_even_at_the_lower_end():
+    wanted = request(slo_ttft_s=0.5)
+    assert hopeless_s(wanted, [forecast(2.0), forecast(1.0)], 10.0) == pytest.approx(0.4)
+    assert hopeless_s(wanted, [forecast(2.0), forecast(0.55)], 10.0) is None
+    assert hopeless_s(wanted, [forecast(0.55)], 10.2) == pytest.approx(0.195)
+    assert hopeless_s(request(), [forecast(1e6)], 10.0) is None
+    assert hopeless_s(wanted, [], 10.0) is None
+    assert hopeless_s(wanted, [forecast(2.0), forecast(2.0, source=Source.TOKEN_LOAD)], 10.0) is None
+
+
+def test_the_default_policy_heeds_objectives_where_there_are_forecasts():
+    table = Table()
+    scheduler = make_scheduler("expected-cost", RateBook(), Registry.installed(), table)
+    decision = scheduler.schedule(request(slo_ttft_s=0.5), fleet("a", "b"), 10.0, Random(1))
+    assert decision.chosen.forecast is not None
+    assert (
+        make_scheduler("least-requests", RateBook(), Registry.installed(), table)
+        .schedule(request(slo_ttft_s=0.5), fleet("a", "b"), 10.0, Random(1))
+        .chosen.forecast
+        is None
+    )
