@@ -35,6 +35,8 @@ _GUESS_WEIGHT = 0.003
 _SWEEPS = 6
 _EARLY = 40
 """Observations until which the descent takes `_SWEEPS` each time; after that one sweep follows the minimum."""
+_LEAST_STEP_S = 1e-5
+"""No engine is faster, so that time advances whatever was observed."""
 _SPREAD_GAIN = 0.05
 _HUBER = 2.5
 """Errors beyond so many mean ones count for less, in proportion."""
@@ -166,6 +168,7 @@ class StepFit:
             for i, line in enumerate(self._gram):
                 pull = self._moment[i] - sum(map(mul, line, now)) + line[i] * now[i]
                 now[i] = max(0.0, (pull + ridge) / (line[i] + ridge))
+        now[STEPS] = max(now[STEPS], _LEAST_STEP_S / prior[STEPS])
         self.coefficients = [x * p for x, p in zip(now, prior, strict=True)]
 
 

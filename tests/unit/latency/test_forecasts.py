@@ -155,3 +155,27 @@ def test_a_forgotten_endpoint_starts_anew_and_its_late_legs_change_nothing():
     assert forecasts.forecast(request(), candidate(), 1.0) == Forecasts(RateBook()).forecast(
         request(), candidate(), 1.0
     )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_engines_that_take_no_time_or_lie_break_nothing(seed):
+    """Answers at once, in any order, of any length, with and without usage."""
+    rng, forecasts, now_s = Random(seed), Forecasts(RateBook()), 0.0
+    without, streaming = set(), set()
+    for number in range(1500):
+        now_s += rng.choice((0.0, 1e-6, 1e-4, 1e-3))
+        if rng.random() < 0.4:
+            wanted = request(number, prompt=rng.choice((0, 1, 20, 300)), stream=rng.random() < 0.7)
+            forecasts.dispatched(number, wanted, candidate(), now_s)
+            without.add(number)
+        elif without and rng.random() < 0.5:
+            forecasts.first_byte(leg := without.pop(), now_s)
+            streaming.add(leg)
+        elif streaming:
+            usage = Usage(prompt_tokens=20, completion_tokens=rng.choice((1, 2, 200)), cached_tokens=0)
+            known = usage if rng.random() < 0.9 else None
+            forecasts.ended(streaming.pop(), known, now_s, finished=rng.random() < 0.9)
+        forecasts.check()
+        found = forecasts.forecast(request(), candidate(), now_s)
+        assert 0 < found.ttft_low_s <= found.ttft_s <= found.ttft_high_s < 1e6
+        assert 0 < found.itl_low_s <= found.itl_s <= found.itl_high_s < 1e6
