@@ -2,14 +2,17 @@
 
 Virtual time: the real router under its default policy over simulated engines, cold at the start. Every prediction is made at dispatch and
 held against its outcome; the first `AFTER` requests are not counted. Side by side on the same requests: the shadow, the closed form, and
-gradient-boosted trees on the features that llm-d's predictor uses (LightGBM, trained again every 100 requests on all that ended before).
+gradient-boosted trees on the features that llm-d's predictor uses (LightGBM with its settings, trained again every 100 requests on all that
+had ended before; on the times themselves as llm-d ships it, and on their logarithms). The trees need `pip install 'beaconry[bench]'`.
 
     python -m benchmarks.predictor [--requests 1500] [--json FILE]
 """
 
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import islice
+from operator import attrgetter
 from random import Random
 from statistics import median
 
@@ -92,6 +95,7 @@ class Row(Struct):
     closed_itl_s: float
     dispatched_s: float
     first_s: float = 0.0
+    ended_s: float = 0.0
     ttft_s: float = 0.0
     itl_s: float = 0.0
 
@@ -130,6 +134,7 @@ class Recorder(Forecasts):
         super().ended(leg, usage, now_s, finished=finished)
         self.events_cpu_s += time.process_time() - began
         row = self.rows[leg]
+        row.ended_s = now_s
         if usage is not None and usage.completion_tokens > 1:
             row.itl_s = (now_s - row.first_s) / (usage.completion_tokens - 1)
 
@@ -217,22 +222,26 @@ class _Slower:
         return self._factor * self._inner.seconds(sequences, context, prefill, attended)
 
 
-class Accuracy(Struct):
+class Accuracy(Struct, kw_only=True):
     """One predictor on one workload."""
 
     setup: str
     predictor: str
     requests: int
     ttft_median: float
+    """Median of |predicted / actual - 1|; likewise below."""
     ttft_mape: float
     itl_median: float
     itl_mape: float
-    coverage: float | None
+    itl_bias: float
+    """Mean of the predicted ITLs over the mean of the actual ones, less 1."""
+    coverage: float | None = None
     """Share of TTFTs below the upper end of the predicted range."""
-    itl_coverage: float | None
-    us: float | None
+    itl_coverage: float | None = None
+    us: float | None = None
     """CPU per prediction, microseconds."""
     events_us: float | None = None
+    """CPU per request for following it and learning from it, a prediction at dispatch included."""
 
 
 def errors(predicted: list[float], actual: list[float]) -> tuple[float, float]:
@@ -241,27 +250,63 @@ def errors(predicted: list[float], actual: list[float]) -> tuple[float, float]:
     return median(all_errors), sum(all_errors) / len(all_errors)
 
 
+def trees(everything: list[Row], *, log_target: bool) -> tuple[list[float], list[float], float]:
+    """TTFT and ITL predicted by boosted trees for all rows after the first `AFTER`, and the CPU seconds that predicting took."""
+    from benchmarks.boosted_trees import Trees  # noqa: PLC0415 an extra: everything else here runs without
+
+    found: tuple[list[float], list[float]] = ([], [])
+    cpu_s = 0.0
+    for start in range(AFTER, len(everything), 100):
+        block = everything[start : start + 100]
+        known = [row for row in everything[:start] if row.ended_s <= block[0].dispatched_s]
+        for column, read in zip(found, (attrgetter("ttft_s"), attrgetter("itl_s")), strict=True):
+            model = Trees([r.features for r in known], [read(r) for r in known], log_target=log_target)
+            began = time.process_time()
+            column.extend(model.predict([r.features for r in block]))
+            cpu_s += time.process_time() - began
+    return *found, cpu_s
+
+
 def measure(name: str, setup: Setup, requests: int, seed: int) -> list[Accuracy]:
     """All predictors on one workload."""
     recorder = record(setup, requests, seed)
     everything = [row for row in recorder.rows.values() if row.ttft_s and row.itl_s]
     rows = everything[AFTER:]
-    ttft, itl = [r.ttft_s for r in rows], [r.itl_s for r in rows]
-    found = []
-    shadow_ttft, shadow_itl = (
-        errors([r.forecast.ttft_s for r in rows], ttft),
-        errors([r.forecast.itl_s for r in rows], itl),
-    )
-    covered = sum(r.ttft_s <= r.forecast.ttft_high_s for r in rows) / len(rows)
-    itl_covered = sum(r.itl_s <= r.forecast.itl_high_s for r in rows) / len(rows)
     each = 1e6 / len(recorder.rows)
-    found.append(
-        Accuracy(name, "shadow", len(rows), *shadow_ttft, *shadow_itl, covered, itl_covered,
-                 recorder.forecast_cpu_s * each, recorder.events_cpu_s * each)
-    )  # fmt: skip
-    closed_ttft, closed_itl = errors([r.closed_ttft_s for r in rows], ttft), errors([r.closed_itl_s for r in rows], itl)
-    found.append(Accuracy(name, "closed form", len(rows), *closed_ttft, *closed_itl, None, None, None))
+    forecasts = [r.forecast for r in rows]
+    found = [
+        _accuracy(
+            name, "shadow", rows, [f.ttft_s for f in forecasts], [f.itl_s for f in forecasts],
+            coverage=sum(r.ttft_s <= r.forecast.ttft_high_s for r in rows) / len(rows),
+            itl_coverage=sum(r.itl_s <= r.forecast.itl_high_s for r in rows) / len(rows),
+            us=recorder.forecast_cpu_s * each,
+            events_us=recorder.events_cpu_s * each,
+        ),
+        _accuracy(name, "closed form", rows, [r.closed_ttft_s for r in rows], [r.closed_itl_s for r in rows]),
+    ]  # fmt: skip
+    if find_spec("lightgbm"):
+        for predictor, log_target in (("trees", False), ("trees, log", True)):
+            ttft, itl, cpu_s = trees(everything, log_target=log_target)
+            found.append(_accuracy(name, predictor, rows, ttft, itl, us=1e6 * cpu_s / len(rows)))
     return found
+
+
+def _accuracy(
+    setup: str, predictor: str, rows: list[Row], ttft: list[float], itl: list[float], **more: float
+) -> Accuracy:
+    ttft_median, ttft_mape = errors(ttft, [r.ttft_s for r in rows])
+    itl_median, itl_mape = errors(itl, [r.itl_s for r in rows])
+    return Accuracy(
+        setup=setup,
+        predictor=predictor,
+        requests=len(rows),
+        ttft_median=ttft_median,
+        ttft_mape=ttft_mape,
+        itl_median=itl_median,
+        itl_mape=itl_mape,
+        itl_bias=sum(itl) / sum(r.itl_s for r in rows) - 1.0,
+        **more,
+    )
 
 
 def main() -> None:
@@ -277,21 +322,21 @@ def main() -> None:
         if args.setup in name:
             found += measure(name, setup, args.requests, args.seed)
     columns = (
-        "workload",
-        "predictor",
-        "TTFT median err",
-        "MAPE",
-        "ITL median err",
-        "MAPE",
-        "coverage",
-        "ITL cov",
-        "us",
-        "events us",
-    )
-    report.table("errors", columns, [
-        (a.setup, a.predictor, a.ttft_median, a.ttft_mape, a.itl_median, a.itl_mape, a.coverage, a.itl_coverage, a.us, a.events_us)
-        for a in found
-    ])  # fmt: skip
+        "predictor", "TTFT median %", "MAPE %", "ITL median %", "MAPE %", "mean ITL %", "coverage %", "ITL %", "CPU us", "events us",
+    )  # fmt: skip
+    for name in dict.fromkeys(a.setup for a in found):
+        lines = [
+            (
+                a.predictor,
+                *(None if x is None else 100 * x for x in (
+                    a.ttft_median, a.ttft_mape, a.itl_median, a.itl_mape, a.itl_bias, a.coverage, a.itl_coverage,
+                )),
+                a.us,
+                a.events_us,
+            )
+            for a in found if a.setup == name
+        ]  # fmt: skip
+        report.table(f"{name}: errors of {found[0].requests} predictions or so", columns, lines)
     report.save(args.json, found)
 
 
