@@ -43,6 +43,13 @@ def test_data_plane_measures_each_load_both_ways(tmp_path: Path):
         assert medians[name]["direct"]["chunks_per_s"] > 0
 
 
+def test_kv_views_shows_what_two_gateways_gain_from_events(tmp_path: Path):
+    printed, figures = smoke("kv_views", tmp_path)
+    assert "2 gateways, exact" in printed
+    hits = {row["view"]: row["hit_percent"] for row in figures}
+    assert hits["exact"] > hits["approximate"] > hits["round-robin"]
+
+
 def test_kv_ingest_takes_in_all_events_that_were_published(tmp_path: Path):
     printed, figures = smoke("kv_ingest", tmp_path)
     assert "block operations a second" in printed
