@@ -25,7 +25,6 @@ from beaconry.apps.assemble import make_router
 from beaconry.config.gateway import Listen
 from beaconry.config.loading import load_yaml
 from beaconry.engine_model.engine import Engine
-from beaconry.io.children.supervisor import free_ports
 from beaconry.io.load.client import LoadClient, LoadOptions
 from beaconry.io.load.target import Target, parse_target
 from beaconry.manifests.model_service import ModelService
@@ -84,8 +83,7 @@ async def real_fleet(spec: str) -> AsyncIterator[Target]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "spec.yaml"
         path.write_text(spec)
-        port = free_ports(1, "127.0.0.1", Random())[0]
-        argv = (sys.executable, "-m", "beaconry", "up", str(path), "--plain", "--port", str(port))
+        argv = (sys.executable, "-m", "beaconry", "up", str(path), "--plain", "--port", "0")
         process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
         assert process.stdout is not None
         try:
@@ -94,7 +92,8 @@ async def real_fleet(spec: str) -> AsyncIterator[Target]:
                     if not line:
                         raise SystemExit(f"the fleet did not start: {' '.join(argv)}")
             swallow = asyncio.create_task(process.stdout.read())
-            yield parse_target(f"http://127.0.0.1:{port}", "m", (("x-beaconry-debug", "1"),))
+            address = next(word for word in line.decode().split() if word.startswith("http://"))
+            yield parse_target(address, "m", (("x-beaconry-debug", "1"),))
         finally:
             process.terminate()
             await process.wait()
