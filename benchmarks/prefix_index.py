@@ -13,7 +13,8 @@ from time import perf_counter
 
 from msgspec import Struct
 
-from beaconry.kvindex.approximate import NO_MATCH, ApproximateIndex
+from beaconry.kvindex.approximate import ApproximateIndex
+from beaconry.kvindex.match import NO_MATCH
 from benchmarks import report
 
 CAPACITY = 4000

@@ -193,6 +193,9 @@ class GatewayConfig(Section, frozen=True):
     """A policy's name: `beaconry policies` lists them."""
     profile: Profile | None = None
     """Instead of `policy`: one with filters, cost terms or scorers."""
+    shortlist_above: Annotated[int, Meta(ge=1)] = 16
+    """Endpoints of a model that are all judged for each request. Of more, those are judged that hold most of the prompt or have little to
+    do, about sixteen: judging a thousand takes milliseconds. Round robin and other policies that ignore both want a higher value."""
     index_bytes: int = 268_435_456
     """Bound on the prefix index: about 2.5 million blocks of 64 tokens."""
     exact_index_bytes: int = 1_073_741_824

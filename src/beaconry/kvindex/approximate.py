@@ -22,11 +22,12 @@ Invariants, verified by `check()`: a hold is never empty nor longer than its run
 run's ancestors; a shelf's `blocks` is the sum of its holds; along a prompt, ticks never rise.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import ceil
 
 from msgspec import Struct
 
+from beaconry.kvindex.match import Match, Step, Whereabouts
 from beaconry.kvindex.shelf import LOOK_AHEAD, Hold, Run, Shelf, require
 
 _BLOCK_BYTES = 48
@@ -43,21 +44,6 @@ _TOLERANCE = 0.05
 """Share of a prompt that a report may fall short without meaning anything: token counts are estimates."""
 _KNOWN = 3.0
 """Length of a shelf with its tail, in capacities: working sets further beyond the cache gain little from affinity."""
-
-
-class Match(Struct, frozen=True):
-    """What one endpoint holds of a prompt, in blocks from its start."""
-
-    blocks: int
-    """Believed to be there; those being computed for other requests included."""
-    known: int
-    """Those and the following ones that were there before."""
-    sharers: int = 0
-    """Requests in flight there whose prompts share all known blocks, up to the last branch."""
-
-
-NO_MATCH = Match(0, 0)
-"""Nothing of the prompt."""
 
 
 class Placement(Struct, frozen=True):
@@ -104,33 +90,26 @@ class ApproximateIndex:
         self._missed = 0
         self._lives = 0  # shelves ever made
 
-    def match(self, prefix: tuple[int, ...]) -> dict[str, Match]:
-        """What each endpoint holds of `prefix`; endpoints that have never seen any of it are absent."""
-        found: dict[str, Match] = {}
-        live: dict[str, int] = {}  # endpoints that hold all runs so far, some only as known -> where the live part ends
+    def find(self, prefix: tuple[int, ...]) -> Whereabouts:
+        """Who holds how much of `prefix`: one walk down the tree, and then a question per endpoint. Void after the next change."""
+        steps: list[Step] = []
         position, length = 0, len(prefix)
         parent: Run | None = None
-        alive: Iterable[str] = ()
         while position < length:
             run = self._starts.get(prefix[position])
             if run is None or run.parent is not parent:
                 break
-            common, holds, whole = _common(run.hashes, prefix, position), run.holds, []
-            for name in alive if parent else holds:
-                hold = holds.get(name)
-                if hold is None or hold.known < common or common < len(run.hashes):
-                    found[name] = _match(name, hold, parent, position, common, live)
-                    continue
-                whole.append(name)
-                if hold.blocks < common and name not in live:
-                    live[name] = position + hold.blocks
-            alive, parent = whole, run
-            position += common
+            common = _common(run.hashes, prefix, position)
+            steps.append((run, position, common))
             if common < len(run.hashes):
                 break
-        for name in alive:
-            found[name] = _match(name, None, parent, position, 0, live)
-        return found
+            parent = run
+            position += common
+        return Whereabouts(steps)
+
+    def match(self, prefix: tuple[int, ...]) -> dict[str, Match]:
+        """What each endpoint holds of `prefix`; endpoints that have never seen any of it are absent."""
+        return self.find(prefix).everywhere()
 
     def displaced(self, name: str, new_blocks: int) -> float:
         """Blocks expected to be computed again because `new_blocks` more on this endpoint make it drop others.
@@ -399,16 +378,6 @@ class ApproximateIndex:
         if counts[kind] > _REUSE_MEMORY:
             self._reused[kind] /= 2
             self._dropped[kind] /= 2
-
-
-def _match(name: str, hold: Hold | None, parent: Run | None, position: int, common: int, live: dict[str, int]) -> Match:
-    """The match of an endpoint that holds everything before `position`, where `parent` ends, and `hold` of the run behind it."""
-    if hold is not None:
-        known, blocks, sharers = position + min(hold.known, common), position + min(hold.blocks, common), hold.pins
-    else:
-        known = blocks = position
-        sharers = parent.holds[name].pins if parent is not None else 0
-    return Match(live.get(name, blocks), known, sharers)
 
 
 def _reuse_class(uses: int) -> int:

@@ -170,6 +170,8 @@ class Router(Section, frozen=True):
     offloading: Offloading = Offloading()
     retry: Retry = Retry()
     scrape: Scrape = Scrape()
+    shortlist_above: Annotated[int, Meta(ge=1)] = 16
+    """As in the gateway's own configuration."""
     NOT_YET: ClassVar[Mapping[str, str]] = {"disaggregation": "every request runs on one engine; remove it"}
 
 

@@ -116,6 +116,7 @@ def plan_gateway(service: ModelService, listen: Listen) -> GatewayConfig:
         retry=router.retry,
         health=router.health,
         scrape=router.scrape,
+        shortlist_above=router.shortlist_above,
         access=router.access,
         policy=router.policy,
         profile=router.profile,

@@ -12,11 +12,14 @@ a shared store holds is every endpoint's alike: it makes nobody more attractive 
 """
 
 from collections.abc import Mapping
+from heapq import nlargest
+from random import Random
 
 from msgspec import Struct
 
-from beaconry.kvindex.approximate import NO_MATCH, ApproximateIndex, Match
+from beaconry.kvindex.approximate import ApproximateIndex
 from beaconry.kvindex.exact import ExactIndex, ExactStatistics, Held
+from beaconry.kvindex.match import Whereabouts
 from beaconry.latency.rates import RateBook
 from beaconry.latency.tier_loads import Load, TierLoads
 from beaconry.values.candidate import TierTokens
@@ -60,16 +63,22 @@ class Finding:
     def __init__(self, caches: "Caches", request: Request) -> None:
         self._caches = caches
         self._request = request
-        self._approximate: Mapping[str, Match] = caches.approximate.match(request.prefix) if request.prefix else {}
+        self._approximate: Whereabouts = caches.approximate.find(request.prefix)
         self._exact: Mapping[str, Held] = caches.exact.match(request.keys) if request.keys else {}
         self._shared = caches.exact.shared(request.keys) if request.keys else 0
+
+    def holders(self, most: int, rng: Random) -> list[str]:
+        """Up to `most` endpoints that hold something of the prompt by either view, those that hold most first."""
+        names = dict.fromkeys(nlargest(most, self._exact, key=lambda name: self._exact[name].blocks))
+        names.update(dict.fromkeys(self._approximate.holders(most, rng)))
+        return list(names)[:most]
 
     def view(self, endpoint: Endpoint) -> View:
         """What `endpoint` holds of the prompt."""
         request, name = self._request, endpoint.name
         if not request.prefix and not request.keys:
             return _NOTHING
-        match = self._approximate.get(name, NO_MATCH)
+        match = self._approximate.of(name)
         most = max(request.prompt_tokens - 1, 0)  # an engine always computes the last token
         matched = min(int(match.blocks * request.block_tokens), most)
         exact = bool(request.keys) and self._caches.is_exact(name, request.key_tokens)

@@ -13,7 +13,7 @@ from typing import Any
 from beaconry.config.gateway import Deadlines, Health, Retry
 from beaconry.latency.forecasts import Forecasts
 from beaconry.latency.rates import RateBook
-from beaconry.router.caches import Caches, CachesStatistics
+from beaconry.router.caches import Caches, CachesStatistics, Finding
 from beaconry.router.deadlines import NEVER, DeadlineQueue
 from beaconry.router.effects import Answer, BreakStream, CancelLeg, Effect, Ended, StartLeg, TellAllowance, WakeAt
 from beaconry.router.exchange import Exchange, Leg
@@ -42,6 +42,7 @@ from beaconry.router.facts import (
 from beaconry.router.learning import Learning
 from beaconry.router.member import Member
 from beaconry.router.retries import RetryBudget
+from beaconry.router.shortlist import shortlist
 from beaconry.router.statistics import ModelCounters, RouterStatistics
 from beaconry.scheduling.scheduler import Scheduler
 from beaconry.tenancy.allowances import Allowances
@@ -69,6 +70,7 @@ class Router:
         retry: Retry,
         health: Health,
         forecasts: Forecasts | None = None,
+        shortlist_above: int = 16,
     ) -> None:
         """`forecasts`: those that the scheduler asks, if it asks any."""
         self._scheduler = scheduler
@@ -77,6 +79,8 @@ class Router:
         self._rng = rng
         self._retry = retry
         self._health = health
+        self._shortlist_above = shortlist_above
+        """Endpoints of a model that are all judged for each request."""
         self._members: dict[str, Member] = {}
         """All endpoints by name, gone ones until their last leg has ended."""
         self._models: dict[str, list[Member]] = {}
@@ -198,10 +202,10 @@ class Router:
     def _place(self, exchange: Exchange, now_s: float, effects: list[Effect]) -> bool:
         """Choose an endpoint and start a leg there. False if there is none."""
         request = exchange.request
-        members = self._open_members(request.model, exchange.tried, now_s)
+        finding = self._caches.find(request)
+        members = self._worth_judging(request.model, exchange.tried, finding, now_s)
         if not members:
             return False
-        finding = self._caches.find(request)
         candidates = [member.candidate(finding.view(member.endpoint), now_s) for member in members]
         decision = self._scheduler.schedule(request, candidates, now_s, self._rng)
         name = decision.endpoint.name
@@ -219,6 +223,16 @@ class Router:
             self._wake_by(now_s + self._first_byte.timeout_s, effects)
         effects.append(StartLeg(request.id, leg.id, decision.endpoint, decision))
         return True
+
+    def _worth_judging(self, model: str, tried: list[str], finding: Finding, now_s: float) -> list[Member]:
+        """Those of a small fleet that may get this request, a shortlist of them in a large one."""
+        everyone = self._models.get(model, ())
+        if len(everyone) > self._shortlist_above:
+            few = shortlist(model, everyone, self._members, finding, now_s, self._rng)
+            few = [m for m in few if m.endpoint.role is Role.BOTH and m.endpoint.name not in tried]
+            if few:
+                return few
+        return self._open_members(model, tried, now_s)
 
     def _open_members(self, model: str, tried: list[str], now_s: float) -> list[Member]:
         """Those that may get this request; if all are ejected, those, since refusing would be worse."""

@@ -31,3 +31,20 @@ def test_prefix_index_shows_what_self_correction_gains(tmp_path):
     assert "self-correcting" in printed
     unlimited = figures["wrong"][-1]
     assert unlimited["learnt"] < unlimited["fixed"]
+
+
+def test_fleet_policies_judges_every_cell_and_lists_those_where_another_policy_is_better(tmp_path):
+    printed, figures = smoke("fleet_policies", tmp_path)
+    cells = [(one["engines"], one["policy"]) for one in figures["outcomes"]]
+    assert cells == [(8, "expected-cost"), (8, "round-robin"), (24, "expected-cost"), (24, "round-robin")]
+    assert all(one["failed"] == 0 for one in figures["outcomes"])
+    assert figures["misses"] == []
+    assert "best or equal in goodput in every cell" in printed
+
+
+def test_simulator_speed_compares_steps_at_once_with_single_steps(tmp_path):
+    _, figures = smoke("simulator_speed", tmp_path)
+    part, single = figures["trace"][2:]
+    assert part["ttft_p50_s"] == pytest.approx(single["ttft_p50_s"])
+    assert part["events"] < single["events"]
+    assert len(figures["growth"]) == 2

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from beaconry.kvindex.approximate import NO_MATCH, ApproximateIndex
+from beaconry.kvindex.approximate import ApproximateIndex
+from beaconry.kvindex.match import NO_MATCH
 
 NAMES = ("a", "b", "c")
 

@@ -408,3 +408,22 @@ class Life(RuleBasedStateMachine):
 
 Life.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestLife = Life.TestCase
+
+
+def test_a_large_fleet_is_judged_by_a_shortlist_and_a_small_one_whole():
+    for endpoints in (16, 17, 300):
+        bench = Bench("")
+        for i in range(endpoints):
+            bench.tell(EndpointSeen(endpoint(f"e{i}")))
+        judged = len(bench.send("r").decision.candidates)
+        assert judged == 16 if endpoints == 16 else judged <= 16
+
+
+def test_a_large_fleet_with_one_healthy_engine_still_serves():
+    bench = Bench("")
+    for i in range(100):
+        bench.tell(EndpointSeen(endpoint(f"e{i}")))
+        if i != 77:
+            for _ in range(2):
+                bench.tell(HealthChecked(f"e{i}", healthy=False))
+    assert {bench.send(f"r{number}").endpoint.name for number in range(10)} == {"e77"}

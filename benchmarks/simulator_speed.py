@@ -1,0 +1,146 @@
+"""How fast does the simulator run, and how does its cost grow with engines and requests?
+
+CPU time of one process. The trace part replays a Mooncake trace (without `--trace`: made-up sessions) on eight engines, in simulated
+blocks of 64 and of 512 tokens, and a part of it step by step as well. The growth part has sessions at equal load per engine.
+
+    python -m benchmarks.simulator_speed --trace conversation_trace.jsonl
+    python -m benchmarks.simulator_speed --large          # 1,000 engines, 1,000,000 requests
+"""
+
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from math import log2
+from pathlib import Path
+
+from msgspec import Struct
+
+from beaconry.apps.virtual_fleet import cells, run_cell
+from beaconry.config.loading import load_yaml
+from beaconry.sim.host import MANY_STEPS
+from beaconry.sim.scenario import Scenario
+from benchmarks import report
+
+SCENARIO = """\
+apiVersion: beaconry/v1alpha1
+kind: Scenario
+metadata: {{name: speed}}
+service:
+  model: {{uri: "hf://meta-llama/Llama-3.1-8B-Instruct"}}
+  engine: {{type: sim, preset: llama-3.1-8b/h100}}
+  pools: [{{name: engine, replicas: {engines}}}]
+fleet: {{blockTokens: {block_tokens}}}
+workloads:
+- {workload}
+"""
+SESSIONS = (
+    "{{type: sessions, arrivals: {{rate: {rate}}}, turns: {turns}, thinkS: 10, promptTokens: [100, 1000],"
+    " outputTokens: [50, 350], groups: 50, prefixTokens: [500, 3000], requests: {requests}}}"
+)
+TURNS = 4
+SESSIONS_PER_ENGINE_S = 0.5
+GROWTH: tuple[tuple[int, int], ...] = ((8, 2000), (8, 8000), (8, 32_000), (64, 8000), (512, 8000), (512, 32_000))
+LARGE = (1000, 1_000_000)
+
+
+class Speed(Struct, frozen=True, kw_only=True):
+    """One run."""
+
+    what: str
+    engines: int
+    block_tokens: int
+    requests: int
+    virtual_s: float
+    cpu_s: float
+    times_real: float
+    us_per_request: float
+    events: int
+    resident_mib: int
+    """The process's most so far."""
+    ttft_p50_s: float
+    hit_rate: float
+    failed: int
+
+
+def run(what: str, workload: str, engines: int, *, block_tokens: int = 64, steps_at_once: int = MANY_STEPS) -> Speed:
+    """Simulate one fleet."""
+    text = SCENARIO.format(engines=engines, block_tokens=block_tokens, workload=workload)
+    scenario = load_yaml(text, Scenario, "benchmark")
+    began_s = time.process_time()
+    result, _ = run_cell(scenario, cells(scenario)[0], Path.cwd(), steps_at_once=steps_at_once)
+    cpu_s = time.process_time() - began_s
+    summary = result.summary
+    return Speed(
+        what=what,
+        engines=engines,
+        block_tokens=block_tokens,
+        requests=summary.requests,
+        virtual_s=result.virtual_s,
+        cpu_s=cpu_s,
+        times_real=result.virtual_s / cpu_s,
+        us_per_request=1e6 * cpu_s / summary.requests,
+        events=result.events,
+        resident_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+        ttft_p50_s=summary.ttft_s.p50 if summary.ttft_s else 0.0,
+        hit_rate=summary.hit_rate or 0.0,
+        failed=summary.failed,
+    )
+
+
+def sessions(engines: int, requests: int) -> str:
+    """A workload section of about that many requests, at the same load for each engine."""
+    return SESSIONS.format(rate=SESSIONS_PER_ENGINE_S * engines, turns=TURNS, requests=requests // TURNS)
+
+
+def trace_part(trace: Path | None, limit: int) -> Iterator[Speed]:
+    """Eight engines in blocks of either size, and a part step by step."""
+
+    def workload(requests: int) -> str:
+        if trace is None:
+            return sessions(8, requests)
+        return f"{{type: trace, file: {trace.absolute()}, limit: {requests}}}"
+
+    part = max(limit // 12, 100)
+    yield run("all", workload(limit), 8)
+    yield run("all, large blocks", workload(limit), 8, block_tokens=512)
+    yield run("a part", workload(part), 8)
+    yield run("a part, step by step", workload(part), 8, steps_at_once=1)
+
+
+def show(title: str, speeds: Sequence[Speed]) -> None:
+    columns = ("run", "engines", "block", "requests", "virtual s", "CPU s", "x real time", "us/request", "us/(request log2 n)",
+               "events", "RSS MiB", "TTFT p50 s", "hit rate", "failed")  # fmt: skip
+    rows = [
+        (
+            one.what, one.engines, one.block_tokens, one.requests, one.virtual_s, one.cpu_s, one.times_real, one.us_per_request,
+            one.us_per_request / log2(one.requests), one.events, one.resident_mib, one.ttft_p50_s, one.hit_rate, one.failed,
+        )
+        for one in speeds
+    ]  # fmt: skip
+    report.table(title, columns, rows)
+
+
+def main() -> None:
+    parser = report.options(__doc__.splitlines()[0])
+    parser.add_argument("--trace", type=Path, help="Mooncake JSONL")
+    parser.add_argument("--limit", type=int, default=12_031, help="requests of the trace part")
+    parser.add_argument("--large", action="store_true", help="1,000 engines and 1,000,000 requests, and nothing else")
+    args = parser.parse_args()
+    if args.large:
+        engines, requests = LARGE
+        large = [run("sessions", sessions(engines, requests), engines)]
+        show("One large fleet", large)
+        report.save(args.json, {"large": large})
+        return
+    growth = GROWTH
+    if args.smoke:
+        args.limit, growth = 400, ((8, 400), (64, 400))
+    first = list(trace_part(args.trace, args.limit))
+    show("Eight engines", first)
+    second = [run("sessions", sessions(engines, requests), engines) for engines, requests in growth]
+    show("Growth, at equal load per engine", second)
+    report.save(args.json, {"trace": first, "growth": second})
+
+
+if __name__ == "__main__":
+    main()
