@@ -1,11 +1,13 @@
-"""Placement by objectives: where a request will meet its targets for TTFT and ITL, and break nobody else's.
+"""Placement by objectives: the least expected cost, in which missing an objective has its price.
 
-The inner policy ranks all candidates; the best few are then forecast with their ranges, which costs more. Of those that keep the request's
-objectives and the strictest ITL objective already running there, at the upper end of the range, the one that the inner policy likes best
-wins. Where none keeps them, the least violation wins, in parts of the target. A request that will miss its objective wherever it goes has
-nothing to gain from a good place: it goes where the inner policy would send it.
+The inner policy gives each candidate a cost in seconds; the best few are then forecast with their ranges, which takes more work. To the
+cost of each is added what the request would lose by missing its objectives there, times the probability of it: a request that is promised
+a first token within two seconds loses two. So an objective moves a request only where that makes a difference: not where any place keeps
+it, nor where none does; and a certain gain outweighs an uncertain one. An engine where the strictest stream already running would be
+broken by this request costs as much again.
 
 The clock of TTFT starts at arrival, so time already waited counts. Requests without objectives are left to the inner policy as they are.
+Where forecasts have been wrong of late, the fewest uncached tokens decide among the few.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,49 +20,50 @@ from beaconry.values.request import Request
 
 FEW = 3
 """Candidates that are forecast: the best by the inner policy."""
+_TAIL = 0.1
+"""Probability beyond either end of a forecast's range."""
+_TOKENS = 100
+"""A request with an objective for the time between tokens only is promised this many of them: a paragraph."""
 
 
 class Objectives:
     """The policy. It keeps no state."""
 
     def __init__(self, inner: Policy, forecasts: ForecastSource) -> None:
-        """`inner` ranks the candidates; it decides alone for requests without objectives."""
+        """`inner` ranks the candidates by cost in seconds; it decides alone for requests without objectives."""
         self._inner = inner
         self._forecasts = forecasts
 
     def rank(self, request: Request, candidates: Sequence[Candidate], now_s: float, rng: Random) -> Ranking:
-        """The best of those that keep all objectives, else the least violation."""
+        """The least cost, the expected price of missing objectives included."""
         ranking = self._inner.rank(request, candidates, now_s, rng)
-        if request.slo_ttft_s is None and request.slo_itl_s is None:
-            return ranking
         totals = ranking.totals
-        if not totals:
+        if (request.slo_ttft_s is None and request.slo_itl_s is None) or not totals:
             return ranking
         few = sorted(range(len(candidates)), key=totals.__getitem__)[:FEW]
         forecasts = {i: self._forecasts.forecast(request, candidates[i], now_s) for i in few}
         if all(forecast.source is Source.TOKEN_LOAD for forecast in forecasts.values()):
             winner = min(few, key=lambda i: _token_load(request, candidates[i]))
             return _with(ranking, winner, forecasts, "fewest uncached tokens: forecasts have been wrong of late")
-        violations = {i: violation(request, forecast, now_s) for i, forecast in forecasts.items()}
-        fitting = [i for i in few if violations[i] == 0.0]
-        if fitting:
-            winner = min(fitting, key=totals.__getitem__)
-            return _with(ranking, winner, forecasts, f"keeps all objectives; {ranking.why}")
-        if hopeless_s(request, forecasts.values(), now_s) is not None:
-            return _with(ranking, ranking.winner, forecasts, f"misses its objectives anywhere; {ranking.why}")
-        winner = min(few, key=violations.__getitem__)
-        return _with(ranking, winner, forecasts, "violates the objectives least")
+        prices = {i: price_s(request, forecasts[i], now_s) for i in few}
+        winner = min(few, key=lambda i: totals[i] + prices[i])
+        if winner == ranking.winner:
+            return _with(ranking, winner, forecasts, ranking.why)
+        return _with(ranking, winner, forecasts, "more likely to keep the objectives")
 
 
-def violation(request: Request, forecast: Forecast, now_s: float) -> float:
-    """By how much `forecast`, at its upper end, misses the objectives: the request's own and those running there, in parts of each."""
-    missed = 0.0
+def price_s(request: Request, forecast: Forecast, now_s: float) -> float:
+    """What missing objectives costs where `forecast` was made, by expectation: the request's own, and the strictest one running there."""
+    kept = 1.0
     if request.slo_ttft_s is not None:
-        missed += max((now_s - request.arrived_s + forecast.ttft_high_s) / request.slo_ttft_s - 1.0, 0.0)
-    for slo_s in (request.slo_itl_s, forecast.strictest_itl_s):
-        if slo_s is not None:
-            missed += max(forecast.itl_high_s / slo_s - 1.0, 0.0)
-    return missed
+        left_s = request.arrived_s + request.slo_ttft_s - now_s
+        kept *= 1.0 - _exceeds(left_s, forecast.ttft_low_s, forecast.ttft_s, forecast.ttft_high_s)
+    if request.slo_itl_s is not None:
+        kept *= 1.0 - _exceeds(request.slo_itl_s, forecast.itl_low_s, forecast.itl_s, forecast.itl_high_s)
+    missed = 1.0 - kept
+    if forecast.strictest_itl_s is not None:
+        missed += _exceeds(forecast.strictest_itl_s, forecast.itl_low_s, forecast.itl_s, forecast.itl_high_s)
+    return missed * (request.slo_ttft_s or _TOKENS * (request.slo_itl_s or 0.0))
 
 
 def hopeless_s(request: Request, forecasts: Iterable[Forecast], now_s: float) -> float | None:
@@ -74,6 +77,19 @@ def hopeless_s(request: Request, forecasts: Iterable[Forecast], now_s: float) ->
     late_s = [0.0 if forecast.source is Source.TOKEN_LOAD else forecast.ttft_low_s - left_s for forecast in forecasts]
     least_s = min(late_s, default=0.0)
     return least_s if least_s > 0.0 else None
+
+
+def _exceeds(limit_s: float, low_s: float, middle_s: float, high_s: float) -> float:
+    """The probability that a time with this range exceeds `limit_s`: straight lines between the three quantiles that are known."""
+    if limit_s <= 0.0:
+        return 1.0
+    if limit_s >= high_s:
+        return _TAIL * high_s / limit_s
+    if limit_s <= low_s:
+        return 1.0 - _TAIL * limit_s / low_s
+    if limit_s >= middle_s:
+        return _TAIL + (0.5 - _TAIL) * (high_s - limit_s) / (high_s - middle_s)
+    return 0.5 + (0.5 - _TAIL) * (middle_s - limit_s) / (middle_s - low_s)
 
 
 def _token_load(request: Request, candidate: Candidate) -> int:

@@ -1,13 +1,15 @@
-"""Placement by objectives: the best that keeps them, else the least violation, and nothing for requests without objectives."""
+"""Placement by objectives: missing them has its price, and requests without any are placed as ever."""
 
 from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from beaconry.latency.rates import RateBook
 from beaconry.plugins.registry import Registry
 from beaconry.scheduling.expected_cost import ExpectedCost
-from beaconry.scheduling.objectives import FEW, Objectives, hopeless_s, violation
+from beaconry.scheduling.objectives import FEW, Objectives, _exceeds, hopeless_s, price_s
 from beaconry.scheduling.scheduler import make_scheduler
 from beaconry.testing import cases, check_policy
 from beaconry.values.candidate import Candidate, Forecast, Source
@@ -74,30 +76,40 @@ def test_it_keeps_a_policys_contract():
     check_policy(Objectives(ExpectedCost(RateBook()), Table()))
 
 
-def test_of_those_that_keep_the_objectives_the_inner_policys_best_wins():
+def test_a_place_that_keeps_the_objective_wins_over_a_cheaper_one_that_does_not():
+    table = Table(a=forecast(3.0), b=forecast(1.0), c=forecast(0.1))
+    assert winner(table, request(slo_ttft_s=2.0)) == ("b", "more likely to keep the objectives")
+
+
+def test_where_any_place_keeps_it_the_inner_policys_best_wins():
     table = Table(a=forecast(0.8), b=forecast(0.4), c=forecast(0.1))
-    assert winner(table, request(slo_ttft_s=0.5)) == ("b", "keeps all objectives; the first")
+    assert winner(table, request(slo_ttft_s=2.0)) == ("a", "the first")
+
+
+def test_where_no_place_keeps_it_the_inner_policys_best_wins():
+    table = Table(a=forecast(9.0), b=forecast(6.0), c=forecast(7.0))
+    assert winner(table, request(slo_ttft_s=2.0)) == ("a", "the first")
+
+
+def test_a_small_promise_does_not_outweigh_a_great_cost():
+    table = Table(a=forecast(0.3), b=forecast(0.05))
+    assert winner(table, request(slo_ttft_s=0.1), names="ab")[0] == "a"
 
 
 def test_time_already_waited_counts():
-    table = Table(a=forecast(0.4), b=forecast(0.1))
-    assert winner(table, request(slo_ttft_s=0.5), names="ab", now_s=10.0)[0] == "a"
-    assert winner(table, request(slo_ttft_s=0.5), names="ab", now_s=10.3)[0] == "b"
+    table = Table(a=forecast(1.5), b=forecast(0.1))
+    assert winner(table, request(slo_ttft_s=2.0), names="ab", now_s=10.0)[0] == "a"
+    assert winner(table, request(slo_ttft_s=2.0), names="ab", now_s=11.0)[0] == "b"
+
+
+def test_an_objective_for_itl_alone_counts_too():
+    table = Table(a=forecast(itl=0.08), b=forecast(itl=0.02))
+    assert winner(table, request(slo_itl_s=0.04), names="ab")[0] == "b"
 
 
 def test_an_engine_whose_strictest_stream_would_be_broken_is_left_alone():
     table = Table(a=forecast(0.1, itl=0.03, strictest_itl_s=0.02), b=forecast(0.3, itl=0.03))
-    assert winner(table, request(slo_ttft_s=0.5), names="ab")[0] == "b"
-
-
-def test_where_no_engine_keeps_them_the_least_violation_wins():
-    table = Table(a=forecast(0.1, itl=0.09), b=forecast(0.1, itl=0.06), c=forecast(0.1, itl=0.2))
-    assert winner(table, request(slo_itl_s=0.05)) == ("b", "violates the objectives least")
-
-
-def test_who_misses_anywhere_goes_where_the_inner_policy_says():
-    table = Table(a=forecast(9.0), b=forecast(3.0), c=forecast(5.0))
-    assert winner(table, request(slo_ttft_s=0.5)) == ("a", "misses its objectives anywhere; the first")
+    assert winner(table, request(slo_ttft_s=2.0), names="ab")[0] == "b"
 
 
 def test_without_trust_in_forecasts_the_fewest_uncached_tokens_win():
@@ -119,27 +131,28 @@ def test_only_the_few_best_are_forecast():
 
 
 def test_a_decision_tells_forecasts_and_why_a_cheaper_candidate_lost():
-    table = Table(a=forecast(0.8), b=forecast(0.4))
+    table = Table(a=forecast(3.0), b=forecast(1.0))
     candidates = fleet("a", "b")
-    ranking = Objectives(ByName(), table).rank(request(slo_ttft_s=0.5), candidates, 10.0, Random(1))
+    ranking = Objectives(ByName(), table).rank(request(slo_ttft_s=2.0), candidates, 10.0, Random(1))
     decision = Decision(endpoint=candidates[1].endpoint, policy="p", candidates=candidates, ranking=ranking)
     assert decision.chosen.forecast == table.forecasts["b"]
     assert decision.verdicts[1].reason == "lost by the objectives; its total is less by 1"
 
 
-@pytest.mark.parametrize(
-    ("wanted", "what", "expected"),
-    [
-        (request(), forecast(9.0, itl=9.0), 0.0),
-        (request(slo_ttft_s=1.1), forecast(1.0), 0.0),
-        (request(slo_ttft_s=0.55), forecast(1.0), 1.0),
-        (request(slo_itl_s=0.022), forecast(9.0, itl=0.04), 1.0),
-        (request(slo_itl_s=1.0), forecast(9.0, itl=0.04, strictest_itl_s=0.022), 1.0),
-        (request(slo_ttft_s=0.55, slo_itl_s=0.011), forecast(1.0, itl=0.02), 2.0),
-    ],
-)
-def test_violations_are_parts_of_the_objectives(wanted, what, expected):
-    assert violation(wanted, what, 10.0) == pytest.approx(expected)
+def test_the_price_is_what_was_promised_times_the_probability_of_missing_it():
+    assert price_s(request(), forecast(9.0), 10.0) == 0.0
+    assert price_s(request(slo_ttft_s=2.0), forecast(2.0), 10.0) == pytest.approx(1.0)
+    assert price_s(request(slo_ttft_s=2.0), forecast(2.0), 11.0) > 1.8
+    assert price_s(request(slo_itl_s=0.02), forecast(itl=0.02), 10.0) == pytest.approx(1.0)
+    both = request(slo_ttft_s=2.0, slo_itl_s=0.02)
+    assert price_s(both, forecast(2.0, itl=0.02), 10.0) == pytest.approx(1.5)
+    assert price_s(both, forecast(2.0, itl=0.02, strictest_itl_s=0.02), 10.0) == pytest.approx(2.5)
+
+
+@given(st.floats(-1.0, 1e4), st.floats(-1.0, 1e4), st.tuples(*[st.floats(1e-6, 1e3)] * 3).map(sorted))
+def test_the_probability_of_exceeding_a_limit_falls_with_the_limit(one, other, ends):
+    low, high = sorted((one, other))
+    assert 0.0 <= _exceeds(high, *ends) <= _exceeds(low, *ends) <= 1.0
 
 
 def test_hopeless_is_who_misses_everywhere_even_at_the_lower_end():
