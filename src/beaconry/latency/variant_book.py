@@ -15,8 +15,8 @@ REGIMES = 8
 """TTFT regimes: an idle engine, one without much of a queue, with one, with hardly anything else; each with and without most of the
 prompt cached."""
 _SETTLED = 200
-_EVERY = 4
-"""Once settled, the fit takes every fourth lesson, and every fourth request judges the closed form: more costs time and changes little."""
+_EVERY = 8
+"""Once settled, the fit takes every eighth lesson, and every eighth request judges the closed form: more costs time and changes little."""
 _MEAN_KEPT = 0.97
 """What a leg keeps of its weight in the mean step when the next one has ended: about the last thirty count."""
 _BLEND_KEPT = 0.99
@@ -71,7 +71,7 @@ class VariantBook:
         self.record = TrackRecord()
         self._lessons = 0
         self._judged = 0
-        # Ratios of actual to predicted times: the shadow's TTFT by regime, and all together for regimes that have too few yet.
+        # Ratios of actual to predicted times: the shadow's TTFT by regime, and for those that have too few yet together.
         self._ttft = [Residuals(coverage) for _ in range(REGIMES)]
         self._any_ttft = Residuals(coverage)
         self._closed_ttft = Residuals(coverage)
@@ -135,8 +135,11 @@ class VariantBook:
         high_s = raw_s * foreseen.ttft.high
         covered = actual_s <= high_s
         self.record.note(Source.SHADOW, Quantity.TTFT, raw_s * foreseen.ttft.middle, actual_s, high_s)
-        self._any_ttft.add(actual_s / raw_s, covered=None if mine.known else covered)
-        mine.add(actual_s / raw_s, covered=covered if mine.known else None)
+        if mine.known:
+            mine.add(actual_s / raw_s, covered=covered)
+        else:
+            self._any_ttft.add(actual_s / raw_s, covered=covered)
+            mine.add(actual_s / raw_s, covered=None)
         if closed is not None:
             self._judge_closed(Quantity.TTFT, self._closed_ttft, closed.ttft_s, actual_s)
 
