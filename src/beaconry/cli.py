@@ -14,6 +14,7 @@ VERBS = {
     "bench": "put load on an OpenAI-compatible address and report what came back",
     "fit": "make a preset of an engine from bench results, to simulate it by",
     "simulate": "run a scenario in virtual time: fleets, workloads, faults, policies side by side",
+    "plan": "find the cheapest fleet that meets its targets, by simulation",
     "doctor": "examine every engine, and say what to do about what is wrong",
     "key": "make an API key for a tenant, and its hash for the tenants file",
     "policies": "list the scheduling policies",

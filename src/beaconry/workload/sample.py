@@ -68,8 +68,12 @@ class Slo(Struct, frozen=True, kw_only=True):
 
     def met_by(self, sample: Sample) -> bool:
         """Whether `sample` succeeded within all targets."""
+        return sample.error is None and not self.missed_by(sample)
+
+    def missed_by(self, sample: Sample) -> tuple[str, ...]:
+        """The targets, "ttft" and "itl", that a success missed; nothing for a failure."""
         if sample.error is not None:
-            return False
-        if self.ttft_s is not None and (sample.ttft_s is None or sample.ttft_s > self.ttft_s):
-            return False
-        return self.itl_s is None or sample.tpot_s is None or sample.tpot_s <= self.itl_s
+            return ()
+        late = self.ttft_s is not None and (sample.ttft_s is None or sample.ttft_s > self.ttft_s)
+        slow = self.itl_s is not None and sample.tpot_s is not None and sample.tpot_s > self.itl_s
+        return (*(("ttft",) if late else ()), *(("itl",) if slow else ()))

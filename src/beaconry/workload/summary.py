@@ -54,6 +54,8 @@ class Summary(Struct, frozen=True, kw_only=True):
     slo: Slo | None = None
     attainment: float | None = None
     """Share of the counted requests that met the SLO."""
+    missed: dict[str, int] = {}
+    """Successes that missed a target, by target: "ttft", "itl"."""
     goodput: float | None = None
     """Requests per second that met the SLO."""
     endpoints: dict[str, int] = {}
@@ -98,6 +100,7 @@ def summarise(samples: Sequence[Sample], *, slo: Slo | None = None, warmup_s: fl
         hit_rate=_share((s.cached_tokens, s.prompt_tokens) for s in good if s.cached_tokens is not None),
         ideal_hit_rate=_share((s.ideal_cached_tokens, s.planned_prompt_tokens) for s in good),
         slo=slo,
+        missed=dict(Counter(target for sample in counted for target in slo.missed_by(sample))) if slo else {},
         attainment=met / len(counted) if met is not None and counted else None,
         goodput=met * per_s if met is not None and counted else None,
         endpoints=dict(sorted(Counter(s.endpoint for s in good if s.endpoint is not None).items())),

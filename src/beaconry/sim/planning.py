@@ -1,0 +1,186 @@
+"""What `beaconry plan` is asked: a model, hardware to choose from with its prices, traffic, and targets.
+
+apiVersion: beaconry/v1alpha1
+kind: Planning
+metadata: {name: chat}
+model: {uri: "hf://meta-llama/Llama-3.1-8B-Instruct"}
+variants:                     # what a replica may be; prices are per accelerator and hour, in any currency
+- {preset: llama-3.1-8b/h100, price: 2.95}
+- {preset: llama-3.1-8b/a100, price: 1.30, most: 20}
+workloads:
+- {type: sessions, arrivals: {rate: 3}, turns: 6}
+slo: {ttftS: 1.5, itlS: 0.05}
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from beaconry.config.gateway import Section
+from beaconry.engine_model.presets import Variant, variant
+from beaconry.manifests.model_service import (
+    Accelerator,
+    Metadata,
+    Model,
+    ModelService,
+    Parallelism,
+    Pool,
+    Router,
+    SimEngine,
+    Spec,
+    VllmEngine,
+)
+from beaconry.sim.scenario import (
+    Above0,
+    ClientsSection,
+    FleetSection,
+    Network,
+    NotNegative,
+    Number,
+    Scenario,
+    SloSection,
+)
+from beaconry.sim.workloads import Trace, Workload
+
+Counts = tuple[int, ...]
+"""Replicas of each variant, in the order of `Planning.variants`."""
+
+
+class VariantSection(Section, frozen=True):
+    """One thing that a replica may be."""
+
+    preset: str
+    """Model and hardware: `beaconry presets` lists them. `MODEL/HARDWARExN` is tensor parallelism over N accelerators."""
+    price: Above0
+    """Of one accelerator for one hour."""
+    most: Number = 64
+    """Replicas that can be had."""
+    accelerator: str | None = None
+    """Its name in the plan's spec; absent: nvidia- or amd- and the preset's hardware."""
+
+    def what(self) -> Variant:
+        """The preset itself. Raises OperatorError if there is none of that name."""
+        return variant(self.preset)
+
+    def replica_price(self) -> float:
+        """Of one replica for one hour."""
+        return self.price * self.what().tensor_parallel
+
+
+class TargetSection(SloSection, frozen=True):
+    """What a good answer is, and how many have to be good."""
+
+    attainment: Annotated[float, Meta(gt=0, le=1)] = 0.95
+    """Share of the requests within all targets; failed ones are not."""
+
+
+class Planning(Section, frozen=True):
+    """The file given to `beaconry plan`."""
+
+    api_version: Literal["beaconry/v1alpha1"]
+    kind: Literal["Planning"]
+    metadata: Metadata
+    model: Model
+    variants: Annotated[tuple[VariantSection, ...], Meta(min_length=1, max_length=16)]
+    workloads: Annotated[tuple[Workload, ...], Meta(min_length=1)]
+    slo: TargetSection
+    router: Router = Router()
+    engine: VllmEngine = VllmEngine()
+    """Of the spec that comes out; its flags count in the simulation as well."""
+    mix: bool = True
+    """Fleets of two variants are looked at too."""
+    spare: Annotated[int, Meta(ge=0, le=8)] = 0
+    """Replicas, whichever, that may be lost without missing the targets."""
+    simulations: Number = 80
+    """At most so many fleets are simulated."""
+    fleet: FleetSection = FleetSection()
+    network: Network = Network()
+    clients: ClientsSection = ClientsSection()
+    seeds: Number = 2
+    """Each fleet has to meet the targets with every seed."""
+    warmup_s: NotNegative = 60.0
+    duration_s: Above0 | None = 600.0
+    settle_s: Above0 = 120.0
+
+    def __post_init__(self) -> None:
+        if self.slo.ttft_s is None and self.slo.itl_s is None:
+            raise ValueError("slo: without a target the cheapest fleet is none; give ttftS or itlS, or both")
+        presets = [choice.preset for choice in self.variants]
+        if len(set(presets)) < len(presets):
+            raise ValueError("variants: each preset is there once; remove the repetition")
+        if self.duration_s is None and not all(isinstance(workload, Trace) for workload in self.workloads):
+            raise ValueError("durationS: needed where a workload has no end of its own")
+
+
+def scenario_of(planning: Planning, counts: Counts, load: float = 1.0) -> Scenario:
+    """The fleet `counts` under the planned traffic times `load`, to be simulated."""
+    pools = tuple(
+        Pool(name=pool_name(planning, number), replicas=count, engine=SimEngine(preset=choice.preset))
+        for number, (choice, count) in enumerate(zip(planning.variants, counts, strict=True))
+        if count
+    )
+    return Scenario(
+        api_version="beaconry/v1alpha1",
+        kind="Scenario",
+        metadata=planning.metadata,
+        service=Spec(model=planning.model, engine=SimEngine(), pools=pools, router=planning.router),
+        workloads=planning.workloads,
+        fleet=planning.fleet,
+        network=planning.network,
+        clients=planning.clients,
+        slo=SloSection(ttft_s=planning.slo.ttft_s, itl_s=planning.slo.itl_s),
+        loads=(load,),
+        seeds=planning.seeds,
+        warmup_s=planning.warmup_s,
+        duration_s=planning.duration_s,
+        settle_s=planning.settle_s,
+    )
+
+
+def service_of(planning: Planning, counts: Counts) -> ModelService:
+    """The spec to deploy."""
+    pools = []
+    for number, (choice, count) in enumerate(zip(planning.variants, counts, strict=True)):
+        if count:
+            what = choice.what()
+            pools.append(
+                Pool(
+                    name=pool_name(planning, number),
+                    replicas=count,
+                    parallelism=Parallelism(tensor=what.tensor_parallel),
+                    accelerator=Accelerator(type=choice.accelerator or _accelerator(what.hardware.name)),
+                )
+            )
+    spec = Spec(model=planning.model, engine=planning.engine, pools=tuple(pools), router=planning.router)
+    return ModelService(api_version="beaconry/v1alpha1", kind="ModelService", metadata=planning.metadata, spec=spec)
+
+
+def pool_name(planning: Planning, number: int) -> str:
+    """The pool of a variant: its hardware, and its number where that is not enough."""
+    names = [_dashed(choice.preset.partition("/")[2]) for choice in planning.variants]
+    return names[number] if names.count(names[number]) == 1 else f"{names[number]}-{number}"
+
+
+def fleet_name(planning: Planning, counts: Counts) -> str:
+    """A fleet in a few words."""
+    named = [f"{count} x {pool_name(planning, number)}" for number, count in enumerate(counts) if count]
+    return " + ".join(named) or "no engines"
+
+
+def without(counts: Counts, spare: int) -> Sequence[Counts]:
+    """The fleet after `spare` replicas of one variant are lost, for each variant that has any."""
+    if not spare:
+        return (counts,)
+    return [
+        (*counts[:number], max(count - spare, 0), *counts[number + 1 :]) for number, count in enumerate(counts) if count
+    ]
+
+
+def _accelerator(hardware: str) -> str:
+    return ("amd-" if hardware.startswith("mi") else "nvidia-") + hardware
+
+
+def _dashed(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -1,0 +1,134 @@
+"""The cheapest fleet that meets its targets, by few simulations.
+
+First the least number of replicas of each variant alone: by doubling from its bound, then halving. The cheapest of these is the price to
+beat. Then mixed fleets of two variants, cheapest first, that are below this price and not plainly too small; the first that meets the
+targets is the answer. Two things save simulations, both from one assumption, that more replicas never serve worse: what is contained in a
+fleet that missed its targets misses them too, and a dear variant is not followed beyond the price to beat.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from math import ceil
+
+from msgspec import Struct
+
+Counts = tuple[int, ...]
+_LEAST_SHARE = 0.85
+"""Mixed fleets with less than this share of the capacity of those of one variant are left out: routers lose by unlike engines, they do
+not gain."""
+
+
+class Choice(Struct, frozen=True, kw_only=True):
+    """One variant."""
+
+    price: float
+    """Of one replica for one hour."""
+    most: int
+    bound_per_s: float
+    """Requests per second of one replica, at the very best; 0 rules it out."""
+
+
+class Found(Struct, frozen=True, kw_only=True):
+    """How a search ended."""
+
+    counts: Counts | None
+    """None: no fleet met the targets."""
+    exhausted: bool
+    """The number of simulations was used up: there may be a cheaper one."""
+
+
+class Search:
+    """One search. `tried` holds each fleet that was simulated and whether it met the targets, in order."""
+
+    def __init__(
+        self,
+        choices: Sequence[Choice],
+        needed_per_s: float,
+        meets: Callable[[Counts], bool],
+        *,
+        simulations: int,
+        mix: bool,
+    ) -> None:
+        """`needed_per_s`: good answers per second. `meets` simulates a fleet."""
+        self._choices = tuple(choices)
+        self._needed_per_s = needed_per_s
+        self._meets = meets
+        self._left = simulations
+        self._mix = mix
+        self.tried: dict[Counts, bool] = {}
+
+    def run(self) -> Found:
+        """Search until the cheapest is found, or `simulations` are used up."""
+        best: Counts | None = None
+        alone: list[float] = []
+        """By variant, replicas that meet the targets without others, or a number that is certainly too small."""
+        for number in range(len(self._choices)):
+            count, met = self._least_alone(number, self._price(best))
+            alone.append(count)
+            if met:
+                best = self._only(number, int(count))
+        if self._mix:
+            for counts in self._mixed(alone, self._price(best)):
+                if self._try(counts):
+                    best = counts
+                    break
+        return Found(counts=best, exhausted=self._left <= 0)
+
+    def price(self, counts: Counts) -> float:
+        """Of a fleet for one hour."""
+        return sum(choice.price * count for choice, count in zip(self._choices, counts, strict=True))
+
+    def _least_alone(self, number: int, below: float) -> tuple[float, bool]:
+        """The least count of a variant that meets the targets and costs less than `below`; else one that is known to be too small."""
+        choice = self._choices[number]
+        if not choice.bound_per_s:
+            return float("inf"), False
+        least = max(1, ceil(self._needed_per_s / choice.bound_per_s))
+        dearest = choice.most if below == float("inf") else min(choice.most, ceil(below / choice.price) - 1)
+        high, step = least, 1
+        while high <= dearest and self._left > 0 and not self._try(self._only(number, high)):
+            least = high + 1
+            high = max(least, min(high + step, dearest))
+            step *= 2
+        if not self.tried.get(self._only(number, high)):
+            return least, False
+        while least < high:
+            middle = (least + high) // 2
+            if self._try(self._only(number, middle)):
+                high = middle
+            else:
+                least = middle + 1
+        return high, True
+
+    def _mixed(self, alone: Sequence[float], below: float) -> Iterator[Counts]:
+        """Fleets of two variants, cheapest first."""
+        found = []
+        for i, first in enumerate(self._choices):
+            for j in range(i + 1, len(self._choices)):
+                second = self._choices[j]
+                for a in range(1, int(min(first.most, below // first.price, alone[i])) + 1):
+                    left = (below - a * first.price) / second.price
+                    for b in range(1, int(min(second.most, left, alone[j])) + 1):
+                        counts = tuple(a if k == i else b if k == j else 0 for k in range(len(self._choices)))
+                        if a / alone[i] + b / alone[j] >= _LEAST_SHARE and self.price(counts) < below:
+                            found.append(counts)
+        return iter(sorted(found, key=lambda counts: (self.price(counts), counts)))
+
+    def _try(self, counts: Counts) -> bool:
+        """Whether a fleet meets the targets: known, concluded, or simulated."""
+        if counts in self.tried:
+            return self.tried[counts]
+        if self._left <= 0 or any(not met and _within(counts, other) for other, met in self.tried.items()):
+            return False
+        self._left -= 1
+        self.tried[counts] = self._meets(counts)
+        return self.tried[counts]
+
+    def _only(self, number: int, count: int) -> Counts:
+        return tuple(count if k == number else 0 for k in range(len(self._choices)))
+
+    def _price(self, counts: Counts | None) -> float:
+        return float("inf") if counts is None else self.price(counts)
+
+
+def _within(counts: Counts, other: Counts) -> bool:
+    return all(mine <= theirs for mine, theirs in zip(counts, other, strict=True))
