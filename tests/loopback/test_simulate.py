@@ -69,3 +69,29 @@ def test_mistakes_end_with_status_2_and_what_to_do(tmp_path: Path):
         assert done.returncode == 2, done.stdout
         assert error in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_recorded_traffic_is_replayed_under_another_policy(tmp_path: Path):
+    lines: list[object] = [
+        {"kind": "recording", "version": 1, "started": 0.0, "policy": "round-robin"},
+        {"kind": "model", "model": "m", "block_tokens": 64},
+        {"kind": "model", "model": "other", "block_tokens": 64},
+        {"kind": "request", "at_s": 0.5, "model": "other", "prompt_tokens": 9, "output_tokens": 1},
+    ]
+    for i in range(40):
+        run = [[0, 20], [20 + i, 1]]
+        lines.append(
+            {"kind": "request", "at_s": i / 4, "model": "m", "prompt_tokens": 1360, "output_tokens": 5, "runs": run}
+        )
+    (tmp_path / "monday.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before, _, _ = SCENARIO.partition("workloads:")
+    text = before + "workloads:\n- {type: trace, file: monday.jsonl, model: m}\n"
+    done = simulate(tmp_path, "--json", "out.json", text=text)
+    assert done.returncode == 0, done.stderr
+    cells = json.loads((tmp_path / "out.json").read_text())["cells"]
+    first = [cell["summary"] for cell in cells if cell["cell"]["seed"] == 1]
+    assert [one["requests"] for one in first] == [40, 40]
+    assert first[0]["hit_rate"] > first[1]["hit_rate"] > 0.5  # one engine reads the shared prefix, or both do
+    refused = simulate(tmp_path, text=text.replace(", model: m}", "}"))
+    assert refused.returncode == 2
+    assert "choose one (`--trace-model`" in refused.stderr

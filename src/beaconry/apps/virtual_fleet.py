@@ -131,12 +131,12 @@ class TraceFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def __call__(self, file: str, block_tokens: int) -> Iterator[TraceRow]:
+    def __call__(self, file: str, block_tokens: int, model: str | None = None) -> Iterator[TraceRow]:
         """Rows of a file. OperatorError if it cannot be read."""
         path = self._folder / file
         try:
             with path.open(encoding="utf-8-sig") as lines:
-                yield from read_trace(lines, str(path), block_tokens)
+                yield from read_trace(lines, str(path), block_tokens, model)
         except (OSError, UnicodeDecodeError) as error:
             raise OperatorError(f"{path}: cannot read: {error}") from error
 

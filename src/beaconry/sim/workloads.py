@@ -27,8 +27,8 @@ Tokens = Annotated[
     Meta(description="a whole number above 0, or [lowest, highest]"),
 ]
 """A fixed number, or equally likely ones from the lowest to the highest."""
-ReadTrace = Callable[[str, int], Iterable[TraceRow]]
-"""Rows of a trace file, given its path and the tokens per block."""
+ReadTrace = Callable[[str, int, str | None], Iterable[TraceRow]]
+"""Rows of a trace file, given its path, the tokens per block, and of a recording the model."""
 _SPAN_ROOM = 1 << 48
 """Span ids that one workload may use; each copy of a trace takes `_COPY_ROOM` of them."""
 _COPY_ROOM = 1 << 32
@@ -74,7 +74,9 @@ class Trace(WorkloadSection, frozen=True, tag_field="type", tag="trace"):
     """A trace file, its time and its lengths scaled."""
 
     file: str
-    """Mooncake JSONL or Azure CSV; relative to the scenario's folder."""
+    """Mooncake JSONL, Azure CSV or a recording of the gateway's; relative to the scenario's folder."""
+    model: str | None = None
+    """Which of a recording's models, if it has several."""
     speedup: Above0 = 1.0
     scale_lengths: Above0 = 1.0
     skip: Annotated[int, Meta(ge=0)] = 0
@@ -240,7 +242,7 @@ def _reasoning(workload: Reasoning, times: Iterable[float], rng: Random) -> Iter
 
 def _trace(workload: Trace, load: float, rng: Random, read_trace: ReadTrace) -> Iterator[PlannedRequest]:
     stop = None if workload.limit is None else workload.skip + workload.limit
-    rows = list(islice(read_trace(workload.file, workload.block_tokens), workload.skip, stop))
+    rows = list(islice(read_trace(workload.file, workload.block_tokens, workload.model), workload.skip, stop))
     if not rows:
         raise OperatorError(f"{workload.file}: no request is left after skipping {workload.skip}")
     how = Replay(

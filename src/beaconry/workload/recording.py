@@ -151,7 +151,8 @@ def read_recording(
             yield number, line, sizes[line.model]
         elif model is None:
             raise OperatorError(
-                f"{place}:{number}: requests for several models ({', '.join(sizes)}); choose one with --trace-model"
+                f"{place}:{number}: requests for several models ({', '.join(sizes)});"
+                " choose one (`--trace-model`, or `model` of the workload)"
             )
     if model is not None and model not in sizes:
         raise OperatorError(

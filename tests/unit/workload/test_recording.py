@@ -86,7 +86,7 @@ def test_a_request_without_an_answer_is_as_long_as_it_asked_to_be():
 
 def test_one_of_several_models_has_to_be_chosen():
     text = lines(OPENING, MODEL, request(), RecordedModel(model="n", block_tokens=64), request(model="n", at_s=1.0))
-    with pytest.raises(OperatorError, match="--trace-model"):
+    with pytest.raises(OperatorError, match="choose one"):
         list(read_trace(text, "r"))
     assert [row.at_s for row in read_trace(text, "r", model="n")] == [1.0]
     with pytest.raises(OperatorError, match="no requests for the model 'x'; there are m, n"):
