@@ -11,11 +11,14 @@ from beaconry.config.loading import load_yaml
 from beaconry.engine_model.presets import variant
 from beaconry.manifests.model_service import ModelService, SimEngine
 from beaconry.manifests.processes import count_ports, plan_processes
+from beaconry.sim.planning import Planning, scenario_of, service_of
 from beaconry.sim.scenario import Scenario
 from beaconry.sim.setting import conditions_of
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
-SPECS = [path for path in sorted(EXAMPLES.glob("*.yaml")) if not path.name.startswith(("gateway", "scenario"))]
+SPECS = [
+    path for path in sorted(EXAMPLES.glob("*.yaml")) if not path.name.startswith(("gateway", "planning", "scenario"))
+]
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
@@ -40,3 +43,11 @@ def test_an_example_scenario_loads_and_gives_a_virtual_fleet(path):
     machines = make_machines(scenario)
     assert machines.engines.keys() == machines.endpoints.keys()
     assert conditions_of(scenario, machines.endpoints).faults
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("planning*.yaml")), ids=lambda path: path.stem)
+def test_an_example_planning_loads_and_gives_a_fleet_and_a_spec(path):
+    planning = load_yaml(path.read_text(), Planning, path.name)
+    counts = (1,) * len(planning.variants)
+    assert len(make_machines(scenario_of(planning, counts)).engines) == sum(counts)
+    assert [pool.replicas for pool in service_of(planning, counts).spec.pools] == list(counts)

@@ -17,7 +17,7 @@ KINDS = [
 ]
 
 
-def read(file, block_tokens):
+def read(file, block_tokens, model):
     assert (file, block_tokens) == ("t", 512)
     return iter(ROWS)
 
