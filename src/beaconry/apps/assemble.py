@@ -64,6 +64,7 @@ def make_router(config: GatewayConfig) -> Router:
         deadlines=config.deadlines,
         retry=config.retry,
         health=config.health,
+        flow=config.flow,
         shortlist_above=config.shortlist_above,
     )
 

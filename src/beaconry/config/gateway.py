@@ -7,6 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta, field
 
+from beaconry.config.flow import Flow
 from beaconry.config.section import Section as Section  # noqa: PLC0414 others take it from here
 from beaconry.config.tenants import ModelConfig, Objective, Tenants, TrustedHeader
 from beaconry.values.endpoint import EngineType, KvEventsAddress, Role
@@ -189,6 +190,7 @@ class GatewayConfig(Section, frozen=True):
     tokens: Tokens = Tokens()
     offloading: Offloading = Offloading()
     access: Access = Access()
+    flow: Flow = Flow()
     policy: str = "expected-cost"
     """A policy's name: `beaconry policies` lists them."""
     profile: Profile | None = None

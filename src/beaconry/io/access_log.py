@@ -26,6 +26,9 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     tenant: str | None = None
     endpoint: str | None = None
     attempts: int = 0
+    queued_ms: float = 0.0
+    """From arrival to dispatch, if it had to wait."""
+    waited_for: str = ""
     stream: bool = False
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
@@ -57,6 +60,8 @@ class AccessLog:
             tenant=_tenant(relay.request),
             endpoint=None if placement is None else placement.endpoint.name,
             attempts=ended.attempts,
+            queued_ms=0.0 if placement is None else round(1e3 * placement.decision.queued_s, 1),
+            waited_for="" if placement is None else placement.decision.waited_for,
             stream=parsed.stream,
             prompt_tokens=None if usage is None else usage.prompt_tokens,
             cached_tokens=None if usage is None else usage.cached_tokens,

@@ -10,6 +10,7 @@ from beaconry.io.http_exchange import Exchange
 from beaconry.io.upstream import Call, UpstreamPool
 from beaconry.router.effects import Answer, BreakStream, StartLeg
 from beaconry.router.facts import Fact, Fault, LegFailed, LegFinished, LegProgressed, LegStarted
+from beaconry.values.outcome import DROPPED_REASONS
 from beaconry.values.request import Request, Usage
 from beaconry.values.tenant import Allowance
 from beaconry.wire.errors import error_body
@@ -139,7 +140,9 @@ class Relay:
     def answer(self, effect: Answer) -> None:
         """Answer in the engine's stead."""
         self.status = effect.status
-        headers = [(b"x-llm-d-request-dropped-reason", effect.code.encode())]
+        headers = [
+            (b"x-llm-d-request-dropped-reason", DROPPED_REASONS.get(effect.outcome, effect.outcome.value).encode())
+        ]
         if effect.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % max(1, ceil(effect.retry_after_s))))
         headers += rate_limit_headers(self.allowances)
@@ -262,6 +265,9 @@ def debug_headers(placement: StartLeg, first_byte_s: float) -> list[tuple[bytes,
         (b"x-beaconry-loaded-tokens", b"%d" % sum(tokens for _, tokens in decision.chosen.candidate.loads)),
         (b"x-beaconry-first-byte-ms", b"%.1f" % (1e3 * first_byte_s)),
     ]
+    if decision.queued_s > 0:
+        headers.append((b"x-beaconry-queued-ms", b"%.1f" % (1e3 * decision.queued_s)))
+        headers.append((b"x-beaconry-waited-for", decision.waited_for.encode()))
     prediction = decision.chosen.prediction
     if prediction is not None:
         headers.append((b"x-beaconry-predicted-ttft-ms", b"%.1f" % (1e3 * prediction.ttft_s)))

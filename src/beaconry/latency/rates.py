@@ -156,11 +156,9 @@ class RateBook:
         factor = self._factors.get(candidate.endpoint.name, 1.0)
         running = candidate.prefilling + candidate.decoding + 1
         token_s = known.prefill.slope
-        ahead_s = candidate.prefill_tokens * token_s
+        wait_s = max(factor * _ahead_s(known, running, candidate.prefill_tokens), candidate.oldest_wait_s)
         if running > known.slots:
-            ahead_s = max(ahead_s, (running - known.slots) * known.decode_s / known.slots)
             running = int(known.slots)
-        wait_s = max(factor * ahead_s, candidate.oldest_wait_s)
         uncached = max(request.prompt_tokens - candidate.matched_tokens, 1)
         itl_s = factor * (known.decoding.base + known.decoding.slope * running)
         output = known.output_tokens
@@ -172,6 +170,11 @@ class RateBook:
             itl_s=itl_s,
             decode_s=itl_s * output,
         )
+
+    def wait_s(self, endpoint: Endpoint, *, running: int, prefill_tokens: int, oldest_wait_s: float) -> float:
+        """How long a request would wait on `endpoint` before its prefill, as the `running`-th there; see `predict`."""
+        ahead_s = _ahead_s(self._variant(endpoint.variant), running, prefill_tokens)
+        return max(self._factors.get(endpoint.name, 1.0) * ahead_s, oldest_wait_s)
 
     def prefill_s(self, endpoint: Endpoint, tokens: float) -> float:
         """Engine time that computing `tokens` prompt tokens takes on `endpoint`, in seconds."""
@@ -233,3 +236,11 @@ class RateBook:
         if known is None:
             known = self._variants[name] = _Variant()
         return known
+
+
+def _ahead_s(known: _Variant, running: int, prefill_tokens: int) -> float:
+    """What the tokens or the places ahead of the `running`-th request take."""
+    ahead_s = prefill_tokens * known.prefill.slope
+    if running > known.slots:
+        ahead_s = max(ahead_s, (running - known.slots) * known.decode_s / known.slots)
+    return ahead_s

@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, field
 
+from beaconry.config.flow import Flow
 from beaconry.config.gateway import Access, Deadlines, Health, Limits, Offloading, Profile, Retry, Scrape
 from beaconry.config.section import Section
 from beaconry.config.tenants import ModelConfig, Objective, Tenants, TrustedHeader
@@ -164,6 +165,7 @@ class Router(Section, frozen=True):
     trusted_headers: tuple[TrustedHeader, ...] = ()
     objectives: dict[str, Objective] = field(default_factory=dict)
     models: dict[str, ModelConfig] = field(default_factory=dict)
+    flow: Flow = Flow()
     deadlines: Deadlines = Deadlines()
     health: Health = Health()
     limits: Limits = Limits()

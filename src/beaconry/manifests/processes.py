@@ -118,6 +118,7 @@ def plan_gateway(service: ModelService, listen: Listen) -> GatewayConfig:
         scrape=router.scrape,
         shortlist_above=router.shortlist_above,
         access=router.access,
+        flow=router.flow,
         policy=router.policy,
         profile=router.profile,
         tenants=router.tenants,

@@ -1,5 +1,6 @@
 """The state of one request and of its current leg: records without behaviour, changed by the router only."""
 
+from beaconry.flowcontrol.ticket import Ticket
 from beaconry.kvindex.approximate import Placement
 from beaconry.router.member import Member
 from beaconry.values.candidate import Candidate
@@ -52,12 +53,14 @@ class Leg:
 class Exchange:
     """One request from arrival to its one outcome."""
 
-    __slots__ = ("attempts", "leg", "request", "tried")
+    __slots__ = ("attempts", "leg", "request", "ticket", "tried")
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.leg: Leg | None = None
-        """The attempt in flight; None only before the first one and between two of the router's own steps."""
+        """The attempt in flight; None while it waits, and between two of the router's own steps."""
+        self.ticket: Ticket | None = None
+        """Its place in the queue, kept after dispatch; None if it was never queued."""
         self.attempts = 0
         self.tried: list[str] = []
         """Endpoints whose legs failed."""

@@ -125,8 +125,9 @@ class Member:
         self.dispatched += 1
 
     def first_byte(self, leg: InFlight) -> None:
-        """A leg's prefill is over."""
-        del self.prefilling[leg.id]
+        """A leg's prefill is over; of one whose first byte does not tell, it is said ahead, and the second time changes nothing."""
+        if self.prefilling.pop(leg.id, None) is None:
+            return
         self.decoding[leg.id] = leg
         self.prefill_tokens -= leg.uncached_tokens
         self.prefilled_tokens += leg.uncached_tokens
@@ -139,12 +140,14 @@ class Member:
         else:
             del self.decoding[leg.id]
 
+    def oldest_wait_s(self, now_s: float) -> float:
+        """Age of the oldest leg without first byte, 0 if there is none."""
+        for leg in self.prefilling.values():
+            return now_s - leg.dispatched_s
+        return 0.0
+
     def candidate(self, view: View, now_s: float) -> Candidate:
         """A snapshot for the scheduler; `view` is what the endpoint's cache holds of the prompt."""
-        oldest_wait_s = 0.0
-        for leg in self.prefilling.values():
-            oldest_wait_s = now_s - leg.dispatched_s
-            break
         return Candidate(
             endpoint=self.endpoint,
             prefilling=len(self.prefilling),
@@ -158,7 +161,7 @@ class Member:
             displaced_tokens=view.displaced_tokens,
             sharers=view.sharers,
             exact=view.exact,
-            oldest_wait_s=oldest_wait_s,
+            oldest_wait_s=self.oldest_wait_s(now_s),
             sample=self.sample,
         )
 

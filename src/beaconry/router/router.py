@@ -10,10 +10,14 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from msgspec.structs import replace
+
+from beaconry.config.flow import Flow
 from beaconry.config.gateway import Deadlines, Health, Retry
 from beaconry.latency.forecasts import Forecasts
 from beaconry.latency.rates import RateBook
-from beaconry.router.caches import Caches, CachesStatistics, Finding
+from beaconry.router.admission import WHY_DROPPED, Admission
+from beaconry.router.caches import Caches, CachesStatistics
 from beaconry.router.deadlines import NEVER, DeadlineQueue
 from beaconry.router.effects import Answer, BreakStream, CancelLeg, Effect, Ended, StartLeg, TellAllowance, WakeAt
 from beaconry.router.exchange import Exchange, Leg
@@ -40,13 +44,11 @@ from beaconry.router.facts import (
     TimerDue,
 )
 from beaconry.router.learning import Learning
-from beaconry.router.member import Member
+from beaconry.router.members import Members
 from beaconry.router.retries import RetryBudget
-from beaconry.router.shortlist import shortlist
 from beaconry.router.statistics import ModelCounters, RouterStatistics
 from beaconry.scheduling.scheduler import Scheduler
 from beaconry.tenancy.allowances import Allowances
-from beaconry.values.endpoint import Role
 from beaconry.values.errors import InternalError
 from beaconry.values.outcome import Outcome
 from beaconry.values.request import Request
@@ -70,21 +72,18 @@ class Router:
         retry: Retry,
         health: Health,
         forecasts: Forecasts | None = None,
+        flow: Flow = Flow(),  # noqa: B008 frozen
         shortlist_above: int = 16,
     ) -> None:
         """`forecasts`: those that the scheduler asks, if it asks any."""
         self._scheduler = scheduler
         self._caches = caches
         self._learning = Learning(caches, rates, Forecasts(rates) if forecasts is None else forecasts)
+        self._admission = Admission(flow, rates)
         self._rng = rng
+        self._flow = flow
         self._retry = retry
-        self._health = health
-        self._shortlist_above = shortlist_above
-        """Endpoints of a model that are all judged for each request."""
-        self._members: dict[str, Member] = {}
-        """All endpoints by name, gone ones until their last leg has ended."""
-        self._models: dict[str, list[Member]] = {}
-        """Those that are not gone, by what they serve: models, and LoRA adapters that no model has the name of; no empty lists."""
+        self._members = Members(health, shortlist_above)
         self._exchanges: dict[str, Exchange] = {}
         """Requests that have not ended."""
         self._legs: dict[int, Leg] = {}
@@ -130,7 +129,10 @@ class Router:
     def handle(self, fact: Fact, now_s: float) -> list[Effect]:
         """Take one fact at its time, return what is to be done, in order. Time never runs backwards."""
         effects: list[Effect] = []
+        self._admission.settle_silent(now_s)
         self._on[type(fact)](fact, now_s, effects)
+        if self._admission.queue.waiting:
+            self._move_queue(now_s, effects)
         return effects
 
     def tokens_per_byte(self, model: str) -> float:
@@ -139,13 +141,13 @@ class Router:
 
     def models(self) -> tuple[str, ...]:
         """All models that some endpoint serves, in order of appearance."""
-        return tuple(self._models)
+        return self._members.models()
 
     # -- requests
 
     def _arrived(self, fact: RequestArrived, now_s: float, effects: list[Effect]) -> None:
         request = fact.request
-        if request.model not in self._models:
+        if not self._members.serves(request.model):
             self._refused += 1
             message = no_such_model(request.asked_model or request.model)
             effects.append(
@@ -165,10 +167,8 @@ class Router:
         self._budget.request(now_s)
         if self._drain_s is not None:
             self._answer(exchange, 503, Outcome.SHUTTING_DOWN, "this gateway is shutting down", now_s, effects)
-        elif not self._place(exchange, now_s, effects):
-            self._answer(
-                exchange, 503, Outcome.NO_ENDPOINT, "no engine can serve this model at present", now_s, effects
-            )
+        else:
+            self._queue(exchange, now_s, effects)
 
     def _within_limits(self, request: Request, now_s: float, effects: list[Effect]) -> bool:
         """Charge a request to its tenant; if there is no room for it, answer so."""
@@ -199,15 +199,51 @@ class Router:
     def _refused_at_door(self, fact: RequestRefused, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
         self._refused += 1
 
+    # -- waiting and placing
+
+    def _queue(self, exchange: Exchange, now_s: float, effects: list[Effect]) -> None:
+        """Let a request wait for its turn, which may come before the router is done with this fact."""
+        members = self._members.open_to(exchange.request.model, now_s)
+        if not members and not self._flow.hold_s:
+            self._drop(exchange, Outcome.NO_ENDPOINT, now_s, effects)
+            return
+        ticket, victims = self._admission.arrive(exchange.request, members, now_s)
+        exchange.ticket = ticket
+        for victim in victims:
+            outcome = Outcome.QUEUE_FULL if victim is ticket else Outcome.DISPLACED
+            self._drop(self._exchanges[victim.request.id], outcome, now_s, effects)
+
+    def _move_queue(self, now_s: float, effects: list[Effect]) -> None:
+        """Drop what has waited for too long, place whose turn it is, and see to it that the next expiry is noticed."""
+        admission = self._admission
+        for ticket in admission.queue.expired(now_s):
+            served = self._members.open_to(ticket.request.model, now_s)
+            outcome = Outcome.QUEUE_EXPIRED if served else Outcome.NO_ENDPOINT
+            self._drop(self._exchanges[ticket.request.id], outcome, now_s, effects)
+        for model in admission.queue.models():
+            members = self._members.open_to(model, now_s)
+            while (turn := admission.next(model, members, now_s)) is not None:
+                admission.queue.dispatch(turn, now_s)
+                self._place(self._exchanges[turn.request.id], now_s, effects)
+        self._wake_by(admission.due_s(), effects)
+
+    def _drop(self, exchange: Exchange, outcome: Outcome, now_s: float, effects: list[Effect]) -> None:
+        """Answer a request that is not to be served."""
+        status = 503 if outcome is Outcome.NO_ENDPOINT else 429
+        self._answer(exchange, status, outcome, WHY_DROPPED[outcome], now_s, effects)
+
     def _place(self, exchange: Exchange, now_s: float, effects: list[Effect]) -> bool:
         """Choose an endpoint and start a leg there. False if there is none."""
         request = exchange.request
         finding = self._caches.find(request)
-        members = self._worth_judging(request.model, exchange.tried, finding, now_s)
+        members = self._members.worth_judging(request, exchange.tried, finding, now_s, self._rng)
         if not members:
             return False
         candidates = [member.candidate(finding.view(member.endpoint), now_s) for member in members]
         decision = self._scheduler.schedule(request, candidates, now_s, self._rng)
+        ticket = exchange.ticket
+        if ticket is not None and ticket.queued_s > 0 and not exchange.attempts:
+            decision = replace(decision, queued_s=ticket.queued_s, waited_for=ticket.why.value)
         name = decision.endpoint.name
         candidate = decision.candidates[decision.ranking.winner]
         self._last_leg += 1
@@ -218,28 +254,12 @@ class Router:
         self._legs[leg.id] = leg
         leg.member.dispatch(leg)
         self._learning.dispatched(leg)
+        self._admission.dispatched(leg)
         if request.stream:
             self._first_byte.touch(leg.id, leg, now_s)
             self._wake_by(now_s + self._first_byte.timeout_s, effects)
         effects.append(StartLeg(request.id, leg.id, decision.endpoint, decision))
         return True
-
-    def _worth_judging(self, model: str, tried: list[str], finding: Finding, now_s: float) -> list[Member]:
-        """Those of a small fleet that may get this request, a shortlist of them in a large one."""
-        everyone = self._models.get(model, ())
-        if len(everyone) > self._shortlist_above:
-            few = shortlist(model, everyone, self._members, finding, now_s, self._rng)
-            few = [m for m in few if m.endpoint.role is Role.BOTH and m.endpoint.name not in tried]
-            if few:
-                return few
-        return self._open_members(model, tried, now_s)
-
-    def _open_members(self, model: str, tried: list[str], now_s: float) -> list[Member]:
-        """Those that may get this request; if all are ejected, those, since refusing would be worse."""
-        members = [
-            m for m in self._models.get(model, ()) if m.endpoint.role is Role.BOTH and m.endpoint.name not in tried
-        ]
-        return [m for m in members if m.admits(now_s)] or [m for m in members if m.last_resort]
 
     def _client_left(self, fact: ClientLeft, now_s: float, effects: list[Effect]) -> None:
         exchange = self._exchanges.get(fact.request_id)
@@ -260,6 +280,7 @@ class Router:
         request, member = leg.exchange.request, leg.member
         leg.first_byte_s = now_s
         member.first_byte(leg)
+        self._admission.reopen(member)
         leg.batch_at_first = len(member.decoding)
         leg.prefilled_mark = member.prefilled_tokens
         self._first_byte.discard(leg.id)
@@ -331,10 +352,10 @@ class Router:
         leg.exchange.leg = None
         member = leg.member
         member.end(leg)
+        self._admission.reopen(member)
         if not finished:
             self._learning.cut_short(leg, now_s)
-        if member.gone and not member.prefilling and not member.decoding:
-            self._members.pop(member.endpoint.name, None)
+        self._members.tidy(member)
 
     def _cancel_leg(self, exchange: Exchange, now_s: float, effects: list[Effect]) -> Leg | None:
         leg = exchange.leg
@@ -350,6 +371,8 @@ class Router:
     ) -> None:
         """End an exchange whose answer has not begun."""
         retry_after_s = 1.0 if status == 503 else None
+        if status == 429 and exchange.ticket is not None:
+            retry_after_s = self._admission.queue.retry_after_s(exchange.ticket, now_s)
         effects.append(
             Answer(
                 request_id=exchange.request.id,
@@ -382,6 +405,8 @@ class Router:
 
     def _end(self, exchange: Exchange, outcome: Outcome, now_s: float, effects: list[Effect]) -> None:
         request = exchange.request
+        if exchange.ticket is not None:
+            self._admission.queue.remove(exchange.ticket)
         del self._exchanges[request.id]
         self._total.discard(request.id)
         counters = self._counters[request.model]
@@ -425,42 +450,29 @@ class Router:
     def _endpoint_seen(self, fact: EndpointSeen, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
         endpoint = fact.endpoint
         member = self._members.get(endpoint.name)
-        if member is None:
-            member = self._members[endpoint.name] = Member(endpoint, self._health)
-        elif member.endpoint.address != endpoint.address or member.gone:
+        if member is not None and (member.endpoint.address != endpoint.address or member.gone):
             self._learning.forget(endpoint.name)
             member.adapters = ()
-        member.endpoint = endpoint
-        member.gone = False
+        self._admission.reopen(self._members.seen(endpoint))
         self._counters.setdefault(endpoint.model, ModelCounters())
-        self._regroup()
 
     def _endpoint_gone(self, fact: EndpointGone, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
         member = self._members.get(fact.name)
         if member is None:
             return
-        member.gone = True
+        self._admission.forget(member)
         self._learning.forget(fact.name)
-        if not member.prefilling and not member.decoding:
-            del self._members[fact.name]
-        self._regroup()
-
-    def _regroup(self) -> None:
-        self._models = {}
-        serving = [member for member in self._members.values() if not member.gone]
-        for member in serving:
-            self._models.setdefault(member.endpoint.model, []).append(member)
-        models = set(self._models)
-        for member in serving:
-            for adapter in member.adapters:
-                if adapter not in models:
-                    self._models.setdefault(adapter, []).append(member)
-                    self._counters.setdefault(adapter, ModelCounters())
+        self._members.lose(member)
 
     def _health_checked(self, fact: HealthChecked, now_s: float, effects: list[Effect]) -> None:
         member = self._members.get(fact.name)
-        if member is None or not member.checked(healthy=fact.healthy):
+        if member is None:
             return
+        failed = member.checked(healthy=fact.healthy)
+        self._admission.reopen(member)
+        if not failed:
+            return
+        self._admission.forget(member)
         # It has just become unhealthy: what waits there for a first byte is moved; what streams has its own deadline.
         self._learning.forget(fact.name)
         for leg in [leg for leg in self._legs.values() if leg.member is member and leg.first_byte_s is None]:
@@ -472,12 +484,14 @@ class Router:
         if member is not None:
             member.sample = fact.sample
             self._learning.sampled(member.endpoint, fact.sample)
+            self._admission.reopen(member)
 
     def _adapters_seen(self, fact: AdaptersSeen, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
         member = self._members.get(fact.name)
         if member is not None:
-            member.adapters = tuple(fact.adapters)
-            self._regroup()
+            self._members.adapt(member, tuple(fact.adapters))
+            for model in self._members.models():
+                self._counters.setdefault(model, ModelCounters())
 
     # -- engines' caches. News of an endpoint that is not known (any more) would be held for ever: it is dropped.
 
@@ -519,12 +533,14 @@ class Router:
     def check(self) -> None:
         """Raise InternalError if an invariant does not hold."""
         self._allowances.check()
-        for member in self._members.values():
-            member.check()
-        if {leg for m in self._members.values() for leg in (*m.prefilling, *m.decoding)} != set(self._legs):
-            raise InternalError("the endpoints' legs are not the router's")
-        if set(self._legs.values()) != {e.leg for e in self._exchanges.values()}:
-            raise InternalError("not every exchange has exactly one leg")
+        self._members.check(set(self._legs))
+        waiting = [e for e in self._exchanges.values() if e.ticket is not None and e.ticket.waiting]
+        placed = {e.leg for e in self._exchanges.values()} - {None}
+        if set(self._legs.values()) != placed or len(placed) + len(waiting) != len(self._exchanges):
+            raise InternalError("not every exchange either waits or has exactly one leg")
+        if any(e.leg is not None for e in waiting):
+            raise InternalError("an exchange that waits has a leg")
+        self._admission.check(len(waiting))
         running = sum(counters.running for counters in self._counters.values())
         if running != len(self._exchanges) or running != len(self._total):
             raise InternalError(f"{running} requests are counted as running, {len(self._exchanges)} are")

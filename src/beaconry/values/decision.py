@@ -51,6 +51,10 @@ class Decision(Struct, frozen=True, kw_only=True):
     ranking: Ranking
     dropped: Sequence[Candidate] = ()
     """Those that the filters took away."""
+    queued_s: float = 0.0
+    """How long the request waited for its turn before this decision."""
+    waited_for: str = ""
+    """What it waited for: capacity | ceiling | turn | endpoint; empty if it did not wait."""
 
     @property
     def chosen(self) -> Verdict:

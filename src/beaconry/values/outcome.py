@@ -13,6 +13,14 @@ class Outcome(StrEnum):
     """A limit of the caller's tenant has no room for it."""
     ENGINE_REFUSED = "engine-refused"
     """An engine answered 4xx and the answer was relayed."""
+    QUEUE_FULL = "queue-full"
+    """No room in the gateway's queue for it."""
+    DISPLACED = "displaced"
+    """It gave way in the queue to a request of a higher band or of a tenant with less waiting."""
+    QUEUE_EXPIRED = "queue-expired"
+    """Not dispatched within its time to live."""
+    EVICTED = "evicted"
+    """Of negative priority, and ended while it ran for a request that starved."""
     NO_ENDPOINT = "no-endpoint"
     """Nobody to serve: all draining, ejected or gone."""
     ENGINE_FAILED = "engine-failed"
@@ -24,3 +32,14 @@ class Outcome(StrEnum):
     CLIENT_GONE = "client-gone"
     SHUTTING_DOWN = "shutting-down"
     """Cut off by the end of the graceful stop."""
+
+
+DROPPED_REASONS = {
+    Outcome.QUEUE_FULL: "rejected-saturated",
+    Outcome.DISPLACED: "evicted-queue-pressure",
+    Outcome.QUEUE_EXPIRED: "rejected-ttl-expired",
+    Outcome.EVICTED: "evicted",
+    Outcome.NO_ENDPOINT: "rejected-no-endpoints",
+    Outcome.SHUTTING_DOWN: "rejected-shutting-down",
+}
+"""llm-d's values of `x-llm-d-request-dropped-reason`; where it has none, ours."""

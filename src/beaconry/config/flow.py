@@ -1,0 +1,66 @@
+"""Flow control's knobs: what may wait in the gateway, for how long, and who goes first.
+
+Nothing here needs tuning to an engine: how much an engine can use at once is learnt. The bounds keep a flood from taking all memory.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+ABOVE_0 = Meta(gt=0)
+SHARE = Meta(gt=0, le=1)
+Fairness = Literal["tokens", "requests", "round-robin", "least-attained"]
+Ordering = Literal["fcfs", "edf", "slo"]
+
+
+class BandConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """One priority. Requests of a priority that no band names get a band of their own with these defaults."""
+
+    name: str
+    """For metrics and answers."""
+    priority: int
+    """Higher goes first; negative may be evicted while it runs."""
+    ttl_s: Annotated[float, ABOVE_0] | None = None
+    """How long a request may wait for dispatch, unless it says so itself; absent takes `flow.ttlS`."""
+    ceiling: Annotated[float, SHARE] = 1.0
+    """The share of an engine that this band may fill: what is above it is kept for the bands before it."""
+    fairness: Fairness = "tokens"
+    """Who of several tenants goes next: equal tokens by weight, equal requests by weight, one after the other, or whose agent program
+    (tenant, where a request names none) had the least so far."""
+    ordering: Ordering = "fcfs"
+    """Which of a tenant's requests: by arrival, by the end of its time to live, or by arrival plus its objective for the first token."""
+    queued_requests: Annotated[int, Meta(ge=0)] | None = None
+    """Bounds for this band alone; absent leaves those of all bands together."""
+    queued_tokens: Annotated[int, Meta(ge=0)] | None = None
+    queued_bytes: Annotated[int, Meta(ge=0)] | None = None
+
+
+class Flow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """When requests are sent on to an engine."""
+
+    enabled: bool = True
+    """Without it every request goes to an engine as it arrives, and waits there in the order of arrival."""
+    engine_wait_s: Annotated[float, ABOVE_0] = 0.8
+    """What may wait in an engine before its prefill. Some must, or the engine runs dry between two steps (10 to 200 ms each); what waits
+    beyond that gains nothing there and can no longer be put in order."""
+    ttl_s: Annotated[float, ABOVE_0] = 30.0
+    """Waiting for dispatch: after that interactive clients are gone; then 429."""
+    hold_s: Annotated[float, Meta(ge=0)] = 0.0
+    """Waiting while no engine serves the model, as when it is scaled to zero; then 503. 0 answers at once."""
+    queued_requests: Annotated[int, Meta(ge=0)] = 10_000
+    """All bands and models together. A waiting request takes about 1 KB beside its body."""
+    queued_tokens: Annotated[int, Meta(ge=0)] = 50_000_000
+    """Prompt tokens waiting: minutes of prefill for a hundred engines."""
+    queued_bytes: Annotated[int, Meta(ge=0)] = 536_870_912
+    """Prompt text waiting: half of what `limits.bufferedBytes` lets in at all."""
+    evict_after_s: Annotated[float, Meta(ge=0)] | None = None
+    """Once a request of priority 0 or more has waited so long, running ones of negative priority are ended for it; absent never."""
+    bands: tuple[BandConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for bands that cannot be told apart."""
+        for what in ("name", "priority"):
+            values = [getattr(band, what) for band in self.bands]
+            for value in values:
+                if values.count(value) > 1:
+                    raise ValueError(f"{values.count(value)} bands have the {what} {value!r}; it must differ")

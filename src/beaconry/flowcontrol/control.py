@@ -1,0 +1,227 @@
+"""The gateway's queue: who may wait, who goes next, who has waited for too long.
+
+    arrival  `offer` finds a place for a request, or says who has to go instead: itself, or some of a lower band or a longer flow
+    turn     `next` names the request to be dispatched; `dispatch` takes it out, and `settle` says later what it really took
+    ends     `remove` when its client leaves, `expired` when its time is up
+
+A lane per model; all bounds hold at any time; every operation takes O(log n) steps at most, however many wait.
+"""
+
+from collections.abc import Callable, Iterable
+
+from msgspec import Struct
+
+from beaconry.config.flow import BandConfig, Flow
+from beaconry.flowcontrol.band import NEVER, Band
+from beaconry.flowcontrol.lane import OTHER, Lane
+from beaconry.flowcontrol.room import Room
+from beaconry.flowcontrol.ticket import Ticket, TicketHeap, work
+from beaconry.values.errors import InternalError
+from beaconry.values.request import Request
+
+MAX_RETRY_AFTER_S = 60.0
+"""Beyond that a guess from the present rate says nothing."""
+
+
+class QueueStatistics(Struct, frozen=True, kw_only=True):
+    """What waits in one band of one model."""
+
+    model: str
+    band: str
+    """Its name; "other" for all that are not configured."""
+    requests: int
+    tokens: int
+    prompt_bytes: int
+
+
+class FlowControl:
+    """All lanes and what they hold together.
+
+    Invariants (`check`): `_room` sums up all lanes and is within its bounds; what waits is in exactly one flow, and in `_by_expiry`.
+    """
+
+    def __init__(self, config: Flow) -> None:
+        self.config = config
+        self.bands = config.bands
+        """As configured, with one of priority 0."""
+        if all(band.priority for band in config.bands):
+            self.bands = (*config.bands, BandConfig(name="default", priority=0))
+        self._lanes: dict[str, Lane] = {}
+        """By model. They stay: the models are those that engines serve or served."""
+        self._by_expiry = TicketHeap()
+        self._numbers = 0
+        self._room = Room(config)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait, of all models."""
+        return self._room.requests
+
+    # -- arrival
+
+    def ticket(self, model: str, request: Request, output_tokens: float, now_s: float) -> Ticket:
+        """A ticket for a request that has just come. `output_tokens`: what it is expected to generate."""
+        lane = self._lane(model)
+        band = lane.band(request.priority)
+        self._numbers += 1
+        ticket = Ticket(request, self._numbers, work(request.prompt_tokens, output_tokens), band)
+        ticket.queued_s = now_s
+        ticket.expires_s = request.arrived_s + (band.ttl_s if request.ttl_s is None else request.ttl_s)
+        return ticket
+
+    def offer(self, ticket: Ticket, *, passing: bool) -> list[Ticket]:
+        """Queue it if the bounds allow. Returns those that had to leave the queue for it: itself if it may not wait.
+
+        `passing`: it is its turn at once, so it does not wait and no bound applies.
+        """
+        victims = [] if passing else self._make_room(ticket)
+        if victims is None:
+            self._lane(ticket.request.model).tidy(ticket.band)
+            return [ticket]
+        ticket.band.push(ticket)
+        self._by_expiry.push(ticket.expires_s, ticket)
+        self._room.add(ticket.request)
+        return victims
+
+    def _make_room(self, ticket: Ticket) -> list[Ticket] | None:
+        """Let go of the newest in lower bands, lowest first, or of one in a longer flow of its own band. None: there is no room for it."""
+        request, band, room = ticket.request, ticket.band, self._room
+        if band.room.lacks(request):
+            return self._swap(ticket)
+        if not room.lacks(request):
+            return []
+        lower = [b for lane in self._lanes.values() for b in lane.bands.values() if b.priority < band.priority]
+        if room.lacks(request, _sums(b.room for b in lower)):
+            return self._swap(ticket)
+        victims: list[Ticket] = []
+        for one in sorted(lower, key=lambda b: b.priority):
+            while one.room.requests and room.lacks(request):
+                victims.append(one.newest_of_largest())
+                self._leave(victims[-1])
+        return victims
+
+    def _swap(self, ticket: Ticket) -> list[Ticket] | None:
+        band = ticket.band
+        if not band.room.requests:
+            return None
+        victim = band.newest_of_largest()
+        flow = band.flow_of(ticket)
+        weight = max(ticket.request.weight, 1e-3)
+        assert victim.flow is not None
+        if victim.flow is flow or victim.flow.size / victim.flow.weight <= (1 + (flow.size if flow else 0)) / weight:
+            return None
+        leaving = (1, victim.request.prompt_tokens, victim.request.prompt_bytes)
+        if band.room.lacks(ticket.request, leaving) or self._room.lacks(ticket.request, leaving):
+            return None
+        self._leave(victim)
+        return [victim]
+
+    # -- turn
+
+    def models(self) -> list[str]:
+        """Those for which something waits."""
+        return [model for model, lane in self._lanes.items() if lane.requests]
+
+    def next(self, model: str, admits: Callable[[Band], bool]) -> Ticket | None:
+        """Whose turn it is in the highest band of `model` that `admits` lets pass; None if there is nobody."""
+        lane = self._lanes.get(model)
+        return None if lane is None else lane.next(admits)
+
+    def dispatch(self, ticket: Ticket, now_s: float) -> None:
+        """Take it out: it goes to an engine."""
+        ticket.band.serve(ticket, now_s)
+        self._left(ticket)
+        lane = self._lane(ticket.request.model)
+        lane.pace.note(now_s)
+        lane.tidy(ticket.band)
+        ticket.queued_s = now_s - ticket.queued_s
+
+    def settle(self, ticket: Ticket, computed_tokens: int, output_tokens: int, now_s: float) -> None:
+        """A dispatched request has ended: so many prompt tokens were not cached, so many were generated."""
+        ticket.band.settle(ticket, work(computed_tokens, output_tokens), now_s)
+
+    # -- ends
+
+    def remove(self, ticket: Ticket) -> None:
+        """Its client has left, or it is answered for another reason."""
+        if ticket.waiting:
+            self._leave(ticket)
+
+    def expired(self, now_s: float) -> list[Ticket]:
+        """Take out those whose time is up."""
+        tickets: list[Ticket] = []
+        while (due_s := self._by_expiry.least()) is not None and due_s <= now_s:
+            ticket = self._by_expiry.first()
+            assert ticket is not None
+            self._leave(ticket)
+            tickets.append(ticket)
+        return tickets
+
+    def due_s(self) -> float:
+        """When the next one's time is up."""
+        due_s = self._by_expiry.least()
+        return NEVER if due_s is None else due_s
+
+    # -- looking in
+
+    def predicted_wait_s(self, ticket: Ticket, now_s: float) -> float | None:
+        """How long it waits if it is queued now, at the present pace; None without one."""
+        lane = self._lane(ticket.request.model)
+        per_s = lane.pace.per_s(now_s)
+        return lane.requests_before(ticket) / per_s if per_s else None
+
+    def retry_after_s(self, ticket: Ticket, now_s: float) -> float:
+        """When to come back: once what waits before it now is gone. 1 to 60 s."""
+        wait_s = self.predicted_wait_s(ticket, now_s)
+        return 1.0 if wait_s is None else min(max(wait_s, 1.0), MAX_RETRY_AFTER_S)
+
+    def statistics(self) -> tuple[QueueStatistics, ...]:
+        """All bands of all models, by model and priority; those that are not configured as one."""
+        rows = []
+        for model, lane in self._lanes.items():
+            for name in (*(config.name for config in self.bands), OTHER):
+                rooms = [band.room for band in lane.bands.values() if band.config.name == name]
+                requests, tokens, prompt_bytes = _sums(rooms)
+                rows.append(
+                    QueueStatistics(model=model, band=name, requests=requests, tokens=tokens, prompt_bytes=prompt_bytes)
+                )
+        return tuple(rows)
+
+    def check(self) -> None:
+        """Raise InternalError if an invariant does not hold."""
+        bands = [band for lane in self._lanes.values() for band in lane.bands.values()]
+        for band in bands:
+            band.check()
+        sums = _sums(band.room for band in bands)
+        if sums != self._room.sums or len(self._by_expiry) != sums[0]:
+            raise InternalError(f"flow control: {sums} wait, {self._room.sums} are counted")
+        if any(
+            one > bound
+            for room in (self._room, *(b.room for b in bands))
+            for one, bound in zip(room.sums, room.bounds, strict=True)
+        ):
+            raise InternalError(f"flow control: a bound is exceeded: {sums}")
+
+    def _lane(self, model: str) -> Lane:
+        lane = self._lanes.get(model)
+        if lane is None:
+            lane = self._lanes[model] = Lane(self.bands, self.config.ttl_s)
+        return lane
+
+    def _leave(self, ticket: Ticket) -> None:
+        ticket.band.remove(ticket)
+        self._left(ticket)
+        self._lane(ticket.request.model).tidy(ticket.band)
+
+    def _left(self, ticket: Ticket) -> None:
+        self._by_expiry.left()
+        self._room.add(ticket.request, -1)
+
+
+def _sums(rooms: Iterable[Room]) -> tuple[int, int, int]:
+    requests = tokens = prompt_bytes = 0
+    for room in rooms:
+        requests += room.requests
+        tokens += room.tokens
+        prompt_bytes += room.prompt_bytes
+    return requests, tokens, prompt_bytes

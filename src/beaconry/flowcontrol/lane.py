@@ -1,0 +1,92 @@
+"""The requests that wait for one model: its bands, highest first, and how fast they go."""
+
+from collections.abc import Callable
+from math import exp, inf
+
+from beaconry.config.flow import BandConfig
+from beaconry.flowcontrol.band import Band
+from beaconry.flowcontrol.ticket import Ticket
+
+OTHER = "other"
+"""The name of all bands that are not configured."""
+PACE_S = 5.0
+"""What was dispatched so long ago counts for a third: requests take seconds each."""
+
+
+class Pace:
+    """Dispatches per second, the recent ones counting most."""
+
+    __slots__ = ("_at_s", "_count", "_span_s")
+
+    def __init__(self) -> None:
+        self._count = 0.0
+        self._span_s = 0.0
+        self._at_s = -inf
+
+    def note(self, now_s: float) -> None:
+        """One more. The first one only starts the clock."""
+        if self._at_s == -inf:
+            self._at_s = now_s
+            return
+        self._fade(now_s)
+        self._count += 1.0
+
+    def per_s(self, now_s: float) -> float:
+        """Dispatches per second; 0 before the second one."""
+        self._fade(now_s)
+        return self._count / self._span_s if self._span_s > 0 else 0.0
+
+    def _fade(self, now_s: float) -> None:
+        past_s = now_s - self._at_s
+        if 0 < past_s < inf:
+            kept = exp(-past_s / PACE_S)
+            self._count *= kept
+            self._span_s = self._span_s * kept + PACE_S * (1 - kept)
+            self._at_s = now_s
+
+
+class Lane:
+    """One model's bands. A band of a priority that is not configured is made when needed, and dropped when empty."""
+
+    def __init__(self, configured: tuple[BandConfig, ...], ttl_s: float) -> None:
+        self._ttl_s = ttl_s
+        self._configured = {config.priority: config for config in configured}
+        self.bands: dict[int, Band] = {}
+        """By priority, highest first."""
+        self.pace = Pace()
+        for config in configured:
+            self._add(config)
+
+    @property
+    def requests(self) -> int:
+        """How many wait."""
+        return sum(band.room.requests for band in self.bands.values())
+
+    def band(self, priority: int) -> Band:
+        """The band of a priority."""
+        band = self.bands.get(priority)
+        return band if band is not None else self._add(BandConfig(name=OTHER, priority=priority))
+
+    def next(self, admits: Callable[[Band], bool]) -> Ticket | None:
+        """The ticket whose turn it is in the highest band that `admits` lets pass; None if there is nobody."""
+        for band in self.bands.values():
+            if band.room.requests and admits(band):
+                return band.head()
+        return None
+
+    def tidy(self, band: Band) -> None:
+        """Forget a band of its own making that is empty."""
+        if not band.room.requests and band.priority not in self._configured:
+            self.bands.pop(band.priority, None)
+
+    def requests_before(self, ticket: Ticket) -> int:
+        """How many go before one that is about to be queued, were nobody to come after it."""
+        priority = ticket.band.priority
+        higher = sum(band.room.requests for band in self.bands.values() if band.priority > priority)
+        return higher + ticket.band.turns_before(ticket)
+
+    def _add(self, config: BandConfig) -> Band:
+        band = Band(config, self._ttl_s)
+        self.bands[config.priority] = band
+        self.bands = dict(sorted(self.bands.items(), reverse=True))
+        return band

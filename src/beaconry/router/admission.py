@@ -1,0 +1,143 @@
+"""When a request is sent on: the queue, and which endpoints can use more than they have.
+
+An endpoint is *open* while what waits there before its prefill, as the learnt rates predict, is less than `engineWaitS`. Its capacity is
+therefore learnt: from prefill and decode times, from the requests that it was seen to run at once, and from how long the oldest one there
+has been without an answer. Where nobody is without a first byte it is always open. So a guess that is too low corrects itself with the
+next request, an endpoint is closed only while a first byte is due that will reopen it, and nothing has to be polled.
+"""
+
+from heapq import heappop, heappush
+from math import inf
+
+from beaconry.config.flow import Flow
+from beaconry.flowcontrol.band import Band
+from beaconry.flowcontrol.control import FlowControl
+from beaconry.flowcontrol.ticket import Ticket, Why
+from beaconry.latency.rates import RateBook
+from beaconry.router.exchange import Leg
+from beaconry.router.member import Member
+from beaconry.values.errors import InternalError
+from beaconry.values.outcome import Outcome
+from beaconry.values.request import Request
+
+WHY_DROPPED = {
+    Outcome.NO_ENDPOINT: "no engine can serve this model at present",
+    Outcome.QUEUE_FULL: "too many requests are waiting; try again later",
+    Outcome.DISPLACED: "too many requests are waiting, and others went first; try again later",
+    Outcome.QUEUE_EXPIRED: "the engines had no room for this request in time; try again later",
+}
+"""What callers are told who are not served."""
+
+
+class Admission:
+    """The queue in front of all endpoints."""
+
+    def __init__(self, flow: Flow, rates: RateBook) -> None:
+        self.queue = FlowControl(flow)
+        self._flow = flow
+        self._rates = rates
+        self._maybe_open: dict[str, dict[str, Member]] = {}
+        """By model: endpoints not known to be closed. What reopens one puts it back here."""
+        self._silent: list[tuple[float, int, Leg]] = []
+        """Legs whose prefill will not show in a first byte, by the time when it should be over."""
+
+    # -- the queue
+
+    def arrive(self, request: Request, members: list[Member], now_s: float) -> tuple[Ticket, list[Ticket]]:
+        """Queue a request. Returns its ticket, and those that have to leave the queue for it: itself if there is no room."""
+        variant = members[0].endpoint.variant if members else "default"
+        output = self._rates.rates(variant).output_tokens
+        if request.output_tokens is not None:
+            output = min(output, request.output_tokens)
+        ticket = self.queue.ticket(request.model, request, output * request.sequences, now_s)
+        if not members:
+            ticket.expires_s = request.arrived_s + self._flow.hold_s
+            ticket.why = Why.ENDPOINT
+        passing = not ticket.band.room.requests and self._admits(ticket.band, members, now_s)
+        if not (passing or ticket.why):
+            ticket.why = self._why(ticket, now_s)
+        return ticket, self.queue.offer(ticket, passing=passing)
+
+    def next(self, model: str, members: list[Member], now_s: float) -> Ticket | None:
+        """Whose turn it is, if one of the model's endpoints is open for it."""
+        if not self._maybe_open.get(model):
+            return None
+        return self.queue.next(model, lambda band: self._admits(band, members, now_s))
+
+    def due_s(self) -> float:
+        """When something happens without an event: a request has waited for too long, or a silent prefill should be over."""
+        if not self.queue.waiting:
+            return inf
+        return min(self.queue.due_s(), self._silent[0][0] if self._silent else inf)
+
+    # -- endpoints
+
+    def reopen(self, member: Member) -> None:
+        """Something has happened that may leave an endpoint with room."""
+        if member.last_resort:
+            self._maybe_open.setdefault(member.endpoint.model, {})[member.endpoint.name] = member
+
+    def forget(self, member: Member) -> None:
+        """It gets nothing more."""
+        self._maybe_open.get(member.endpoint.model, {}).pop(member.endpoint.name, None)
+
+    def dispatched(self, leg: Leg) -> None:
+        """A leg was sent. Of a whole answer the first byte is the last: it counts as prefilled once the predicted time has passed."""
+        request = leg.exchange.request
+        if not request.stream:
+            ttft_s = self._rates.predict(request, leg.candidate).ttft_s
+            heappush(self._silent, (leg.dispatched_s + ttft_s, leg.id, leg))
+
+    def settle_silent(self, now_s: float) -> None:
+        """Count as prefilled what should be by now."""
+        silent = self._silent
+        while silent and silent[0][0] <= now_s:
+            _, _, leg = heappop(silent)
+            if leg.id in leg.member.prefilling:
+                leg.member.first_byte(leg)
+                self.reopen(leg.member)
+
+    def is_open(self, member: Member, now_s: float, ceiling: float = 1.0) -> bool:
+        """The endpoint can use one more request, of a band with this ceiling."""
+        if not self._flow.enabled:
+            return True
+        if ceiling < 1.0:
+            running = len(member.prefilling) + len(member.decoding)
+            if running >= ceiling * self._rates.rates(member.endpoint.variant).slots:
+                return False
+        return not member.prefilling or self._wait_s(member, now_s) < ceiling * self._flow.engine_wait_s
+
+    def check(self, waiting: int) -> None:
+        """Raise InternalError if the queue is inconsistent, or does not hold `waiting` requests."""
+        self.queue.check()
+        if self.queue.waiting != waiting:
+            raise InternalError(f"{self.queue.waiting} requests are queued, {waiting} wait")
+
+    def _wait_s(self, member: Member, now_s: float) -> float:
+        return self._rates.wait_s(
+            member.endpoint,
+            running=len(member.prefilling) + len(member.decoding) + 1,
+            prefill_tokens=member.prefill_tokens,
+            oldest_wait_s=member.oldest_wait_s(now_s),
+        )
+
+    def _admits(self, band: Band, members: list[Member], now_s: float) -> bool:
+        """Some endpoint is open for the band; ejected ones count if there are no others."""
+        candidates = self._maybe_open.get(members[0].endpoint.model) if members else None
+        if not candidates:
+            return False
+        last_resort = False
+        for member in list(candidates.values()):
+            if not self.is_open(member, now_s):
+                del candidates[member.endpoint.name]
+            elif self.is_open(member, now_s, band.config.ceiling):
+                if member.admits(now_s):
+                    return True
+                last_resort = True
+        return last_resort and not any(member.admits(now_s) for member in members)
+
+    def _why(self, ticket: Ticket, now_s: float) -> Why:
+        if ticket.band.room.requests:
+            return Why.TURN
+        model = self._maybe_open.get(ticket.request.model, {})
+        return Why.CEILING if any(self.is_open(m, now_s) for m in model.values()) else Why.CAPACITY

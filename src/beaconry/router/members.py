@@ -1,0 +1,112 @@
+"""All endpoints the router knows, by name and by model."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from random import Random
+
+from beaconry.config.gateway import Health
+from beaconry.router.caches import Finding
+from beaconry.router.member import Member
+from beaconry.router.shortlist import shortlist
+from beaconry.values.endpoint import Endpoint, Role
+from beaconry.values.errors import InternalError
+from beaconry.values.request import Request
+
+
+class Members:
+    """The registry. An endpoint that is gone stays until its last leg has ended, so that its ledger remains true."""
+
+    def __init__(self, knobs: Health, shortlist_above: int) -> None:
+        """`shortlist_above`: endpoints of a model that are all judged for each request."""
+        self._knobs = knobs
+        self._shortlist_above = shortlist_above
+        self._by_name: dict[str, Member] = {}
+        self._by_model: dict[str, list[Member]] = {}
+        """Those that are not gone, by what they serve: models, and LoRA adapters that no model has the name of; no empty lists."""
+
+    def get(self, name: str) -> Member | None:
+        """The endpoint of that name, gone ones included."""
+        return self._by_name.get(name)
+
+    def __getitem__(self, name: str) -> Member:
+        return self._by_name[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def items(self) -> Iterable[tuple[str, Member]]:
+        """All by name."""
+        return self._by_name.items()
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._by_name.values())
+
+    def models(self) -> tuple[str, ...]:
+        """All models that some endpoint serves, in order of appearance."""
+        return tuple(self._by_model)
+
+    def serves(self, model: str) -> bool:
+        """Some endpoint that is not gone is there for it."""
+        return model in self._by_model
+
+    def seen(self, endpoint: Endpoint) -> Member:
+        """Take in what discovery says of an endpoint."""
+        member = self._by_name.get(endpoint.name)
+        if member is None:
+            member = self._by_name[endpoint.name] = Member(endpoint, self._knobs)
+        member.endpoint = endpoint
+        member.gone = False
+        self._regroup()
+        return member
+
+    def adapt(self, member: Member, adapters: tuple[str, ...]) -> None:
+        """Note the LoRA adapters that it serves."""
+        member.adapters = adapters
+        self._regroup()
+
+    def lose(self, member: Member) -> None:
+        """Discovery no longer names it."""
+        member.gone = True
+        self.tidy(member)
+        self._regroup()
+
+    def tidy(self, member: Member) -> None:
+        """Forget one that is gone and has nothing in flight."""
+        if member.gone and not member.prefilling and not member.decoding:
+            self._by_name.pop(member.endpoint.name, None)
+
+    def open_to(self, model: str, now_s: float, tried: Sequence[str] = ()) -> list[Member]:
+        """Those that may get a request now; if all are ejected, those, since refusing would be worse."""
+        members = [
+            m for m in self._by_model.get(model, ()) if m.endpoint.role is Role.BOTH and m.endpoint.name not in tried
+        ]
+        return [m for m in members if m.admits(now_s)] or [m for m in members if m.last_resort]
+
+    def worth_judging(
+        self, request: Request, tried: Sequence[str], finding: Finding, now_s: float, rng: Random
+    ) -> list[Member]:
+        """Those of a small fleet that may get this request, a shortlist of them in a large one."""
+        everyone = self._by_model.get(request.model, ())
+        if len(everyone) > self._shortlist_above:
+            few = shortlist(request.model, everyone, self._by_name, finding, now_s, rng)
+            few = [m for m in few if m.endpoint.role is Role.BOTH and m.endpoint.name not in tried]
+            if few:
+                return few
+        return self.open_to(request.model, now_s, tried)
+
+    def check(self, legs: set[int]) -> None:
+        """Raise InternalError if an endpoint's ledger is wrong, or those of all are not for exactly these legs."""
+        for member in self:
+            member.check()
+        if {leg for member in self for leg in (*member.prefilling, *member.decoding)} != legs:
+            raise InternalError("the endpoints' legs are not the router's")
+
+    def _regroup(self) -> None:
+        self._by_model = {}
+        serving = [member for member in self if not member.gone]
+        for member in serving:
+            self._by_model.setdefault(member.endpoint.model, []).append(member)
+        models = set(self._by_model)
+        for member in serving:
+            for adapter in member.adapters:
+                if adapter not in models:
+                    self._by_model.setdefault(adapter, []).append(member)

@@ -1,0 +1,325 @@
+"""Waiting in the router: requests wait for capacity, go in their order, and end once, whatever happens meanwhile."""
+
+from random import Random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from beaconry.config.flow import BandConfig, Flow
+from beaconry.config.gateway import Deadlines, Health, Retry
+from beaconry.kvindex.approximate import ApproximateIndex
+from beaconry.kvindex.exact import ExactIndex
+from beaconry.latency.rates import RateBook
+from beaconry.plugins.registry import Registry
+from beaconry.router.caches import Caches
+from beaconry.router.effects import Answer, CancelLeg, Effect, Ended, StartLeg, WakeAt
+from beaconry.router.facts import (
+    ClientLeft,
+    Drain,
+    EndpointGone,
+    EndpointSeen,
+    Fact,
+    Fault,
+    HealthChecked,
+    LegFailed,
+    LegFinished,
+    LegStarted,
+    RequestArrived,
+    TimerDue,
+)
+from beaconry.router.router import Router
+from beaconry.scheduling.scheduler import make_scheduler
+from beaconry.values.endpoint import Endpoint
+from beaconry.values.outcome import DROPPED_REASONS, Outcome
+from beaconry.values.request import Api, Request, Usage
+
+
+def endpoint(name: str, **fields: object) -> Endpoint:
+    return Endpoint(name=name, host="127.0.0.1", port=8000 + ord(name[0]), model="m", **fields)
+
+
+class Bench:
+    """A router whose engines can use 0.1 s of prefill: half a prompt of 2,000 tokens, by the rates believed at the start."""
+
+    def __init__(self, names: str = "ab", **knobs: object) -> None:
+        rates = RateBook()
+        self.router = Router(
+            scheduler=make_scheduler("least-requests", rates, Registry.installed()),
+            caches=Caches(ApproximateIndex(limit_bytes=1 << 20), ExactIndex()),
+            rates=rates,
+            rng=Random(1),
+            deadlines=Deadlines(first_byte_s=30.0, idle_s=10.0, total_s=100.0),
+            retry=Retry(attempts=3, budget_ratio=0.2, budget_floor=100),
+            health=Health(eject_after=2, eject_base_s=5.0, unhealthy_after=2),
+            flow=Flow(engine_wait_s=0.1, **knobs),
+        )
+        self.now_s = 0.0
+        self.wake_s = float("inf")
+        for name in names:
+            self.tell(EndpointSeen(endpoint(name)))
+
+    def tell(self, fact: Fact, after_s: float = 0.0) -> list[Effect]:
+        self.now_s += after_s
+        if isinstance(fact, TimerDue):
+            self.wake_s = float("inf")
+        effects = self.router.handle(fact, self.now_s)
+        self.router.check()
+        self.wake_s = min([self.wake_s, *(effect.at_s for effect in effects if isinstance(effect, WakeAt))])
+        return [effect for effect in effects if not isinstance(effect, WakeAt)]
+
+    def arrive(self, name: str, **fields: object) -> list[Effect]:
+        given = {"model": "m", "prompt_tokens": 2000, "stream": True, **fields}
+        return self.tell(RequestArrived(Request(id=name, api=Api.CHAT, arrived_s=self.now_s, **given)))
+
+    def fill(self, *names: str) -> dict[str, StartLeg]:
+        """Requests that find room, by name."""
+        starts = {}
+        for name in names:
+            (start,) = self.arrive(name)
+            assert isinstance(start, StartLeg)
+            starts[name] = start
+        return starts
+
+    def timer(self) -> list[Effect]:
+        """Let the next wake-up come, at its time."""
+        self.now_s = max(self.now_s, self.wake_s)
+        return self.tell(TimerDue())
+
+
+def outcomes(effects: list[Effect]) -> dict[str, Outcome]:
+    return {effect.request_id: effect.outcome for effect in effects if isinstance(effect, Ended)}
+
+
+def test_what_the_engines_cannot_use_waits_and_goes_when_a_first_byte_makes_room():
+    bench = Bench("ab")
+    starts = bench.fill("r", "s")
+    assert bench.arrive("t") == []
+    (start,) = bench.tell(LegStarted(starts["r"].leg), after_s=0.25)
+    assert (start.request_id, start.endpoint) == ("t", starts["r"].endpoint)
+    assert (start.decision.queued_s, start.decision.waited_for) == (pytest.approx(0.25), "capacity")
+
+
+def test_who_does_not_wait_has_no_wait_in_its_decision():
+    (start,) = Bench().arrive("r")
+    assert (start.decision.queued_s, start.decision.waited_for) == (0.0, "")
+
+
+def test_without_flow_control_nothing_waits():
+    bench = Bench("a", enabled=False)
+    assert all(isinstance(bench.arrive(f"r{i}")[0], StartLeg) for i in range(50))
+
+
+def test_a_higher_band_goes_first_and_tenants_take_turns():
+    bench = Bench("a")
+    leg = bench.fill("r")["r"].leg
+    for name, tenant, priority in [("x1", "x", 0), ("x2", "x", 0), ("y1", "y", 0), ("top", "x", 3), ("low", "z", -1)]:
+        assert bench.arrive(name, tenant=tenant, priority=priority) == []
+    order = []
+    for _ in range(5):
+        (start,) = bench.tell(LegStarted(leg), after_s=0.25)
+        order.append(start.request_id)
+        leg = start.leg
+    assert order == ["top", "x1", "y1", "x2", "low"]
+
+
+def test_a_ceiling_keeps_room_for_the_bands_before():
+    bench = Bench("a", bands=(BandConfig(name="low", priority=-1, ceiling=0.5),))
+    bench.arrive("r", prompt_tokens=600)
+    assert bench.arrive("low", priority=-1) == []
+    (start,) = bench.arrive("high", priority=0)
+    assert start.request_id == "high"
+
+
+def test_time_to_live_ends_in_429_at_its_very_moment():
+    bench = Bench("a", ttl_s=5.0)
+    bench.fill("r")
+    bench.tell(TimerDue(), after_s=1.0)
+    assert bench.arrive("s", ttl_s=2.0) == []
+    assert bench.wake_s == 3.0
+    answer, end = bench.timer()
+    assert (answer.status, answer.retry_after_s, end.outcome, bench.now_s) == (429, 1.0, Outcome.QUEUE_EXPIRED, 3.0)
+    assert DROPPED_REASONS[answer.outcome] == "rejected-ttl-expired"
+
+
+def test_a_full_queue_answers_429_at_once_and_the_lowest_band_gives_way():
+    bench = Bench("a", queued_requests=1)
+    bench.fill("r")
+    assert bench.arrive("low", priority=-1) == []
+    answer, end = bench.arrive("top", priority=1)
+    assert (end.request_id, answer.status, end.outcome) == ("low", 429, Outcome.DISPLACED)
+    answer, end = bench.arrive("mid", priority=0)
+    assert (end.request_id, answer.status, end.outcome) == ("mid", 429, Outcome.QUEUE_FULL)
+
+
+def test_bounds_are_on_waiting_only():
+    bench = Bench("a", queued_requests=0, queued_tokens=10)
+    assert isinstance(bench.arrive("r")[0], StartLeg)
+    assert outcomes(bench.arrive("s")) == {"s": Outcome.QUEUE_FULL}
+
+
+def test_a_client_that_leaves_the_queue_is_gone_at_once():
+    bench = Bench("a")
+    leg = bench.fill("r")["r"].leg
+    bench.arrive("s")
+    assert outcomes(bench.tell(ClientLeft("s"))) == {"s": Outcome.CLIENT_GONE}
+    assert bench.tell(LegStarted(leg)) == []
+
+
+def test_new_endpoints_are_used_at_once():
+    bench = Bench("a")
+    bench.fill("r")
+    bench.arrive("s")
+    (start,) = bench.tell(EndpointSeen(endpoint("b")))
+    assert (start.request_id, start.endpoint.name) == ("s", "b")
+
+
+def test_requests_are_held_while_nobody_serves_and_then_answered_with_503():
+    bench = Bench("a", hold_s=20.0, ttl_s=5.0)
+    bench.tell(HealthChecked("a", healthy=False))
+    bench.tell(HealthChecked("a", healthy=False))
+    assert bench.arrive("r") == bench.arrive("s") == []
+    (start, *_) = bench.tell(HealthChecked("a", healthy=True), after_s=10.0)
+    assert (start.request_id, start.decision.waited_for) == ("r", "endpoint")
+    bench.tell(EndpointSeen(endpoint("a", draining=True)))
+    bench.now_s = 20.0
+    answer, end = bench.tell(TimerDue())
+    assert (answer.status, end.outcome, end.request_id) == (503, Outcome.NO_ENDPOINT, "s")
+
+
+def test_whole_answers_count_as_prefilled_after_the_predicted_time():
+    bench = Bench("a")
+    assert isinstance(bench.arrive("r", stream=False)[0], StartLeg)
+    assert bench.arrive("s", stream=False) == []
+    (start,) = bench.timer()
+    assert start.request_id == "s"
+    assert bench.now_s == pytest.approx(0.24, rel=0.01)  # the prior: 40 ms and 10,000 tokens a second
+    assert bench.router.statistics(bench.now_s).endpoints[0].decoding == 1
+
+
+def test_an_engine_where_nobody_waits_for_a_first_byte_is_probed_beyond_what_was_learnt():
+    bench = Bench("a")
+    legs = []
+    for i in range(8):
+        (start,) = bench.arrive(str(i), prompt_tokens=10)
+        bench.tell(LegStarted(start.leg), after_s=20.0)  # so slow that it looks full
+        legs.append(start.leg)
+    assert isinstance(bench.arrive("next", prompt_tokens=10)[0], StartLeg)
+
+
+def test_draining_serves_what_waits_until_its_deadline():
+    bench = Bench("a")
+    leg = bench.fill("r")["r"].leg
+    bench.arrive("s")
+    bench.arrive("t")
+    bench.tell(Drain(5.0))
+    (start,) = bench.tell(LegStarted(leg), after_s=0.25)
+    assert start.request_id == "s"
+    ended = {}
+    while bench.now_s < 5.0:
+        ended.update(outcomes(bench.timer()))
+    assert ended == dict.fromkeys("rst", Outcome.SHUTTING_DOWN)
+
+
+class Life(RuleBasedStateMachine):
+    """Any facts in any order: one outcome each, bounds hold, and nothing waits for an engine that is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bench = Bench(
+            "ab", queued_requests=4, ttl_s=6.0, hold_s=3.0, bands=(BandConfig(name="low", priority=-1, ceiling=0.5),)
+        )
+        self.open: dict[str, int | None] = {}
+        self.count = 0
+
+    def tell(self, fact: Fact, after_s: float = 0.0) -> None:
+        self.note(self.bench.tell(fact, after_s))
+
+    def note(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case StartLeg():
+                    assert self.open[effect.request_id] is None
+                    self.open[effect.request_id] = effect.leg
+                case CancelLeg():
+                    self.open[effect.request_id] = None
+                case Answer():
+                    assert self.open[effect.request_id] is None
+                case Ended():
+                    del self.open[effect.request_id]
+
+    def leg(self, data: st.DataObject) -> int | None:
+        legs = sorted(leg for leg in self.open.values() if leg is not None)
+        return data.draw(st.sampled_from(legs)) if legs else None
+
+    @rule(
+        stream=st.booleans(), tokens=st.sampled_from([1, 500, 5000]), priority=st.sampled_from([-1, 0, 1]),
+        tenant=st.sampled_from("xy"), ttl_s=st.none() | st.sampled_from([0.0, 1.0]),
+    )  # fmt: skip
+    def arrive(self, stream, tokens, priority, tenant, ttl_s) -> None:
+        self.count += 1
+        name = f"r{self.count}"
+        self.open[name] = None
+        given = {"stream": stream, "prompt_tokens": tokens, "priority": priority, "tenant": tenant, "ttl_s": ttl_s}
+        self.note(self.bench.arrive(name, **given))
+
+    @rule(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        if (leg := self.leg(data)) is not None:
+            self.tell(LegStarted(leg), 0.05)
+
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        if (leg := self.leg(data)) is not None:
+            self.tell(LegFinished(leg, 200, Usage(prompt_tokens=640, completion_tokens=5)), 0.05)
+
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        if (leg := self.leg(data)) is not None:
+            name = next(name for name, its in self.open.items() if its == leg)
+            self.open[name] = None
+            self.tell(LegFailed(leg, Fault.RESET))
+
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        if self.open:
+            self.tell(ClientLeft(data.draw(st.sampled_from(sorted(self.open)))))
+
+    @rule(name=st.sampled_from("abc"), draining=st.booleans())
+    def see(self, name: str, draining: bool) -> None:
+        self.tell(EndpointSeen(endpoint(name, draining=draining)))
+
+    @rule(name=st.sampled_from("abc"))
+    def lose(self, name: str) -> None:
+        self.tell(EndpointGone(name))
+
+    @rule(name=st.sampled_from("abc"), healthy=st.booleans())
+    def check_health(self, name: str, healthy: bool) -> None:
+        self.tell(HealthChecked(name, healthy))
+
+    @rule()
+    def wake(self) -> None:
+        if self.bench.wake_s < float("inf"):
+            self.note(self.bench.timer())
+
+    @invariant()
+    def nothing_waits_in_vain(self) -> None:
+        waiting = sum(leg is None for leg in self.open.values())
+        router = self.bench.router
+        assert waiting <= 4
+        admission, now_s = router._admission, self.bench.now_s
+        top = {ticket.request.priority for ticket in admission.queue._by_expiry.tickets()}
+        for member in router._members.open_to("m", now_s) if top else ():
+            assert not admission.is_open(member, now_s, 1.0 if max(top) >= 0 else 0.5), "work is conserved"
+        if waiting:
+            assert self.bench.wake_s < float("inf")
+
+    def teardown(self) -> None:
+        self.tell(Drain(self.bench.now_s))
+        self.tell(TimerDue(), 1.0)
+        assert self.open == {}
+
+
+Life.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestLife = Life.TestCase
