@@ -40,7 +40,7 @@ class Flow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename
 
     enabled: bool = True
     """Without it every request goes to an engine as it arrives, and waits there in the order of arrival."""
-    engine_wait_s: Annotated[float, ABOVE_0] = 0.8
+    engine_wait_s: Annotated[float, ABOVE_0] = 1.0
     """What may wait in an engine before its prefill. Some must, or the engine runs dry between two steps (10 to 200 ms each); what waits
     beyond that gains nothing there and can no longer be put in order."""
     ttl_s: Annotated[float, ABOVE_0] = 30.0
