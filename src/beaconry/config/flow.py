@@ -19,11 +19,11 @@ class BandConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     name: str
     """For metrics and answers."""
     priority: int
-    """Higher goes first; negative may be evicted while it runs."""
+    """Higher goes first."""
     ttl_s: Annotated[float, ABOVE_0] | None = None
     """How long a request may wait for dispatch, unless it says so itself; absent takes `flow.ttlS`."""
     ceiling: Annotated[float, SHARE] = 1.0
-    """The share of an engine that this band may fill: what is above it is kept for the bands before it."""
+    """Its share of `flow.engineWaitS`: with less of it waiting in the engines, the bands before it find them sooner free."""
     fairness: Fairness = "tokens"
     """Who of several tenants goes next: equal tokens by weight, equal requests by weight, one after the other, or whose agent program
     (tenant, where a request names none) had the least so far."""
@@ -53,8 +53,6 @@ class Flow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename
     """Prompt tokens waiting: minutes of prefill for a hundred engines."""
     queued_bytes: Annotated[int, Meta(ge=0)] = 536_870_912
     """Prompt text waiting: half of what `limits.bufferedBytes` lets in at all."""
-    evict_after_s: Annotated[float, Meta(ge=0)] | None = None
-    """Once a request of priority 0 or more has waited so long, running ones of negative priority are ended for it; absent never."""
     bands: tuple[BandConfig, ...] = ()
 
     def __post_init__(self) -> None:

@@ -60,11 +60,11 @@ class FlowControl:
     # -- arrival
 
     def ticket(self, model: str, request: Request, output_tokens: float, now_s: float) -> Ticket:
-        """A ticket for a request that has just come. `output_tokens`: what it is expected to generate."""
+        """A ticket for a request that has just come. `model`: the lane; `output_tokens`: what it is expected to generate."""
         lane = self._lane(model)
         band = lane.band(request.priority)
         self._numbers += 1
-        ticket = Ticket(request, self._numbers, work(request.prompt_tokens, output_tokens), band)
+        ticket = Ticket(request, self._numbers, work(request.prompt_tokens, output_tokens), model, band)
         ticket.queued_s = now_s
         ticket.expires_s = request.arrived_s + (band.ttl_s if request.ttl_s is None else request.ttl_s)
         return ticket
@@ -76,7 +76,7 @@ class FlowControl:
         """
         victims = [] if passing else self._make_room(ticket)
         if victims is None:
-            self._lane(ticket.request.model).tidy(ticket.band)
+            self._lane(ticket.lane).tidy(ticket.band)
             return [ticket]
         ticket.band.push(ticket)
         self._by_expiry.push(ticket.expires_s, ticket)
@@ -131,7 +131,7 @@ class FlowControl:
         """Take it out: it goes to an engine."""
         ticket.band.serve(ticket, now_s)
         self._left(ticket)
-        lane = self._lane(ticket.request.model)
+        lane = self._lane(ticket.lane)
         lane.pace.note(now_s)
         lane.tidy(ticket.band)
         ticket.queued_s = now_s - ticket.queued_s
@@ -166,7 +166,7 @@ class FlowControl:
 
     def predicted_wait_s(self, ticket: Ticket, now_s: float) -> float | None:
         """How long it waits if it is queued now, at the present pace; None without one."""
-        lane = self._lane(ticket.request.model)
+        lane = self._lane(ticket.lane)
         per_s = lane.pace.per_s(now_s)
         return lane.requests_before(ticket) / per_s if per_s else None
 
@@ -174,6 +174,14 @@ class FlowControl:
         """When to come back: once what waits before it now is gone. 1 to 60 s."""
         wait_s = self.predicted_wait_s(ticket, now_s)
         return 1.0 if wait_s is None else min(max(wait_s, 1.0), MAX_RETRY_AFTER_S)
+
+    def room_used(self) -> dict[str, float]:
+        """Shares of the bounds in use: requests, tokens, bytes."""
+        names = ("requests", "tokens", "bytes")
+        return {
+            name: used / bound if bound else 1.0
+            for name, used, bound in zip(names, self._room.sums, self._room.bounds, strict=True)
+        }
 
     def statistics(self) -> tuple[QueueStatistics, ...]:
         """All bands of all models, by model and priority; those that are not configured as one."""
@@ -211,7 +219,7 @@ class FlowControl:
     def _leave(self, ticket: Ticket) -> None:
         ticket.band.remove(ticket)
         self._left(ticket)
-        self._lane(ticket.request.model).tidy(ticket.band)
+        self._lane(ticket.lane).tidy(ticket.band)
 
     def _left(self, ticket: Ticket) -> None:
         self._by_expiry.left()

@@ -38,10 +38,23 @@ class Why(StrEnum):
 class Ticket:
     """One request that waits or has waited. A record, changed by this package only."""
 
-    __slots__ = ("band", "charged", "expires_s", "flow", "number", "queued_s", "request", "tokens", "waiting", "why")
+    __slots__ = (
+        "band",
+        "charged",
+        "expires_s",
+        "flow",
+        "lane",
+        "number",
+        "queued_s",
+        "request",
+        "tokens",
+        "waiting",
+        "why",
+    )
 
-    def __init__(self, request: Request, number: int, tokens: float, band: "Band") -> None:
+    def __init__(self, request: Request, number: int, tokens: float, lane: str, band: "Band") -> None:
         self.request = request
+        self.lane = lane
         self.number = number
         """Order of arrival."""
         self.tokens = tokens

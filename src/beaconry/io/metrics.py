@@ -8,8 +8,6 @@ dimension that does not exist here (fairness id, priority, namespace), its label
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import accumulate
-from math import inf
 from operator import attrgetter
 from statistics import fmean, stdev
 
@@ -18,21 +16,21 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
-    HistogramMetricFamily,
     Metric,
     SummaryMetricFamily,
 )
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from beaconry import __version__
+from beaconry.io.flow_metrics import flow_metrics
 from beaconry.io.forecast_metrics import forecast_metrics
+from beaconry.io.histogram import histogram
 from beaconry.io.http_server import ServerStatistics
 from beaconry.io.tenant_metrics import tenant_metrics
 from beaconry.io.tokenizing import TokenizingStatistics
 from beaconry.router.member import State
-from beaconry.router.statistics import Distribution, EndpointStatistics, ModelStatistics, RouterStatistics
+from beaconry.router.statistics import EndpointStatistics, ModelStatistics, RouterStatistics
 from beaconry.values.endpoint import LoadSample
 from beaconry.values.kv_events import SourceState
 from beaconry.values.outcome import Outcome
@@ -42,6 +40,9 @@ FRESH_S = 10.0
 _LLM_D_MODEL = ["model_name", "target_model_name", "fairness_id", "priority"]
 _ERROR_CODES = {
     Outcome.ENGINE_REFUSED: "BadRequest",
+    Outcome.QUEUE_FULL: "InferencePoolResourceExhausted",
+    Outcome.DISPLACED: "InferencePoolResourceExhausted",
+    Outcome.QUEUE_EXPIRED: "InferencePoolResourceExhausted",
     Outcome.NO_ENDPOINT: "ServiceUnavailable",
     Outcome.SHUTTING_DOWN: "ServiceUnavailable",
     Outcome.ENGINE_FAILED: "ModelServerError",
@@ -93,6 +94,7 @@ class _Snapshots(Collector):
         yield from _models(router.models)
         yield from _endpoints(router)
         yield from forecast_metrics(router.predictions)
+        yield from flow_metrics(router.flow)
         yield from _llm_d_models(router.models)
         yield from _llm_d_pools(router)
         yield from _llm_d_core(router)
@@ -175,7 +177,7 @@ def _models(models: dict[str, ModelStatistics]) -> Iterator[Metric]:
         ("e2e", "From arrival to the end, however the request ended.", attrgetter("e2e")),
     ):
         rows = (([model], read(statistics)) for model, statistics in models.items())
-        yield _histogram(f"beaconry_request_{name}_seconds", text, ["model"], rows)
+        yield histogram(f"beaconry_request_{name}_seconds", text, ["model"], rows)
 
 
 class _Column(Struct, frozen=True):
@@ -276,7 +278,7 @@ def _llm_d_models(models: dict[str, ModelStatistics]) -> Iterator[Metric]:
     yield total
     yield errors
     yield running
-    yield _histogram(
+    yield histogram(
         "llm_d_epp_request_ttft_seconds",
         "From arrival to the first byte of the answer.",
         [*_LLM_D_MODEL, "streaming"],
@@ -294,7 +296,7 @@ def _llm_d_models(models: dict[str, ModelStatistics]) -> Iterator[Metric]:
         ("output_tokens", "Output tokens.", attrgetter("output_tokens")),
         ("cached_tokens", "Prompt tokens that the engine had in its cache.", attrgetter("cached_tokens")),
     ):
-        yield _histogram(f"llm_d_epp_request_{name}", text, _LLM_D_MODEL, ((labels, read(row)) for labels, row in rows))
+        yield histogram(f"llm_d_epp_request_{name}", text, _LLM_D_MODEL, ((labels, read(row)) for labels, row in rows))
 
 
 def _llm_d_pools(router: RouterStatistics) -> Iterator[Metric]:
@@ -358,17 +360,3 @@ def _llm_d_core(router: RouterStatistics) -> Iterator[Metric]:
     info = GaugeMetricFamily("llm_d_epp_info", "Always 1; the build is in the labels.", labels=["commit", "build_ref"])
     info.add_metric(["", f"beaconry {__version__}"], 1)
     yield info
-
-
-# -- parts
-
-
-def _histogram(
-    name: str, text: str, labels: list[str], rows: Iterable[tuple[list[str], Distribution]]
-) -> HistogramMetricFamily:
-    family = HistogramMetricFamily(name, text, labels=labels)
-    for values, distribution in rows:
-        bounds, below = (*distribution.bounds, inf), accumulate(distribution.counts)
-        buckets = [(floatToGoString(b), float(n)) for b, n in zip(bounds, below, strict=True)]  # type: ignore[no-untyped-call]
-        family.add_metric(values, buckets, distribution.total)
-    return family

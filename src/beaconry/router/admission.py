@@ -6,6 +6,8 @@ has been without an answer. Where nobody is without a first byte it is always op
 next request, an endpoint is closed only while a first byte is due that will reopen it, and nothing has to be polled.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from heapq import heappop, heappush
 from math import inf
 
@@ -16,9 +18,10 @@ from beaconry.flowcontrol.ticket import Ticket, Why
 from beaconry.latency.rates import RateBook
 from beaconry.router.exchange import Leg
 from beaconry.router.member import Member
+from beaconry.router.statistics import WAIT_BOUNDS_S, BandFigures, FlowStatistics, Histogram
 from beaconry.values.errors import InternalError
 from beaconry.values.outcome import Outcome
-from beaconry.values.request import Request
+from beaconry.values.request import Request, Usage
 
 WHY_DROPPED = {
     Outcome.NO_ENDPOINT: "no engine can serve this model at present",
@@ -36,10 +39,14 @@ class Admission:
         self.queue = FlowControl(flow)
         self._flow = flow
         self._rates = rates
-        self._maybe_open: dict[str, dict[str, Member]] = {}
-        """By model: endpoints not known to be closed. What reopens one puts it back here."""
+        self._maybe_open: set[str] = set()
+        """Endpoints not known to be closed. What reopens one puts it back here."""
         self._silent: list[tuple[float, int, Leg]] = []
         """Legs whose prefill will not show in a first byte, by the time when it should be over."""
+        self._waits: dict[tuple[str, str], Histogram] = {}
+        """Seconds from arrival to dispatch, by model and band."""
+        self._dropped: dict[tuple[str, str], Counter[Outcome]] = {}
+        """Ended without dispatch."""
 
     # -- the queue
 
@@ -49,20 +56,39 @@ class Admission:
         output = self._rates.rates(variant).output_tokens
         if request.output_tokens is not None:
             output = min(output, request.output_tokens)
-        ticket = self.queue.ticket(request.model, request, output * request.sequences, now_s)
+        ticket = self.queue.ticket(lane_of(request, members), request, output * request.sequences, now_s)
         if not members:
             ticket.expires_s = request.arrived_s + self._flow.hold_s
             ticket.why = Why.ENDPOINT
         passing = not ticket.band.room.requests and self._admits(ticket.band, members, now_s)
         if not (passing or ticket.why):
-            ticket.why = self._why(ticket, now_s)
+            ticket.why = self._why(ticket, members, now_s)
         return ticket, self.queue.offer(ticket, passing=passing)
 
     def next(self, model: str, members: list[Member], now_s: float) -> Ticket | None:
         """Whose turn it is, if one of the model's endpoints is open for it."""
-        if not self._maybe_open.get(model):
+        if not self._maybe_open:
             return None
         return self.queue.next(model, lambda band: self._admits(band, members, now_s))
+
+    def dispatch(self, ticket: Ticket, now_s: float) -> None:
+        """Take a request out of the queue: it is its turn."""
+        self.queue.dispatch(ticket, now_s)
+        key = (ticket.lane, ticket.band.config.name)
+        if key not in self._waits:
+            self._waits[key] = Histogram(WAIT_BOUNDS_S)
+        self._waits[key].add(ticket.queued_s)
+
+    def settle(self, ticket: Ticket, usage: Usage, now_s: float) -> None:
+        """A request has completed: its tenant is charged for what it took instead of what was expected."""
+        self.queue.settle(ticket, usage.prompt_tokens - (usage.cached_tokens or 0), usage.completion_tokens, now_s)
+
+    def ended(self, ticket: Ticket, outcome: Outcome, *, dispatched: bool) -> None:
+        """A request has ended, in whichever way."""
+        self.queue.remove(ticket)
+        if not dispatched:
+            key = (ticket.lane, ticket.band.config.name)
+            self._dropped.setdefault(key, Counter())[outcome] += 1
 
     def due_s(self) -> float:
         """When something happens without an event: a request has waited for too long, or a silent prefill should be over."""
@@ -75,11 +101,11 @@ class Admission:
     def reopen(self, member: Member) -> None:
         """Something has happened that may leave an endpoint with room."""
         if member.last_resort:
-            self._maybe_open.setdefault(member.endpoint.model, {})[member.endpoint.name] = member
+            self._maybe_open.add(member.endpoint.name)
 
     def forget(self, member: Member) -> None:
         """It gets nothing more."""
-        self._maybe_open.get(member.endpoint.model, {}).pop(member.endpoint.name, None)
+        self._maybe_open.discard(member.endpoint.name)
 
     def dispatched(self, leg: Leg) -> None:
         """A leg was sent. Of a whole answer the first byte is the last: it counts as prefilled once the predicted time has passed."""
@@ -101,11 +127,31 @@ class Admission:
         """The endpoint can use one more request, of a band with this ceiling."""
         if not self._flow.enabled:
             return True
-        if ceiling < 1.0:
-            running = len(member.prefilling) + len(member.decoding)
-            if running >= ceiling * self._rates.rates(member.endpoint.variant).slots:
-                return False
         return not member.prefilling or self._wait_s(member, now_s) < ceiling * self._flow.engine_wait_s
+
+    def statistics(self, members: Iterable[Member], now_s: float) -> FlowStatistics:
+        """What waits and has waited, and how full the endpoints are."""
+        full: dict[str, list[float]] = {}
+        for member in members:
+            if member.last_resort:
+                share = self._wait_s(member, now_s) / self._flow.engine_wait_s if member.prefilling else 0.0
+                full.setdefault(member.endpoint.model, []).append(min(share, 1.0))
+        bands = tuple(
+            BandFigures(
+                model=queue.model,
+                band=queue.band,
+                queued_requests=queue.requests,
+                queued_tokens=queue.tokens,
+                queued_bytes=queue.prompt_bytes,
+                waits=self._waits.get((queue.model, queue.band), Histogram(WAIT_BOUNDS_S)).snapshot(),
+                dropped=dict(self._dropped.get((queue.model, queue.band), {})),
+            )
+            for queue in self.queue.statistics()
+        )
+        saturation = {queue.model: 1.0 for queue in bands} | {m: sum(s) / len(s) for m, s in full.items()}
+        return FlowStatistics(
+            bands=bands, saturation=saturation, room=self.queue.room_used(), enabled=self._flow.enabled
+        )
 
     def check(self, waiting: int) -> None:
         """Raise InternalError if the queue is inconsistent, or does not hold `waiting` requests."""
@@ -122,22 +168,26 @@ class Admission:
         )
 
     def _admits(self, band: Band, members: list[Member], now_s: float) -> bool:
-        """Some endpoint is open for the band; ejected ones count if there are no others."""
-        candidates = self._maybe_open.get(members[0].endpoint.model) if members else None
-        if not candidates:
-            return False
+        """One of `members` is open for the band; ejected ones count if there are no others."""
+        maybe_open = self._maybe_open
         last_resort = False
-        for member in list(candidates.values()):
+        for member in members:
+            if member.endpoint.name not in maybe_open:
+                continue
             if not self.is_open(member, now_s):
-                del candidates[member.endpoint.name]
+                maybe_open.discard(member.endpoint.name)
             elif self.is_open(member, now_s, band.config.ceiling):
                 if member.admits(now_s):
                     return True
                 last_resort = True
         return last_resort and not any(member.admits(now_s) for member in members)
 
-    def _why(self, ticket: Ticket, now_s: float) -> Why:
+    def _why(self, ticket: Ticket, members: list[Member], now_s: float) -> Why:
         if ticket.band.room.requests:
             return Why.TURN
-        model = self._maybe_open.get(ticket.request.model, {})
-        return Why.CEILING if any(self.is_open(m, now_s) for m in model.values()) else Why.CAPACITY
+        return Why.CEILING if any(self.is_open(member, now_s) for member in members) else Why.CAPACITY
+
+
+def lane_of(request: Request, members: list[Member]) -> str:
+    """What a request waits with: all that runs on the same engines, so a LoRA adapter's requests wait with those of its base model."""
+    return members[0].endpoint.model if members else request.model

@@ -147,7 +147,8 @@ class Router:
 
     def _arrived(self, fact: RequestArrived, now_s: float, effects: list[Effect]) -> None:
         request = fact.request
-        if not self._members.serves(request.model):
+        held = self._flow.hold_s > 0 and request.model in self._counters
+        if not (self._members.serves(request.model) or held):
             self._refused += 1
             message = no_such_model(request.asked_model or request.model)
             effects.append(
@@ -223,7 +224,7 @@ class Router:
         for model in admission.queue.models():
             members = self._members.open_to(model, now_s)
             while (turn := admission.next(model, members, now_s)) is not None:
-                admission.queue.dispatch(turn, now_s)
+                admission.dispatch(turn, now_s)
                 self._place(self._exchanges[turn.request.id], now_s, effects)
         self._wake_by(admission.due_s(), effects)
 
@@ -308,6 +309,8 @@ class Router:
         if fact.usage is not None and not refused:
             self._counters[leg.exchange.request.model].count_usage(fact.usage, now_s - leg.first_byte_s)
             self._allowances.reported(leg.exchange.request.id, fact.usage, now_s)
+            if leg.exchange.ticket is not None:
+                self._admission.settle(leg.exchange.ticket, fact.usage, now_s)
         self._learning.finished(leg, None if refused else fact.usage, batch_at_end, now_s)
         self._end(leg.exchange, Outcome.ENGINE_REFUSED if refused else Outcome.COMPLETED, now_s, effects)
 
@@ -406,7 +409,7 @@ class Router:
     def _end(self, exchange: Exchange, outcome: Outcome, now_s: float, effects: list[Effect]) -> None:
         request = exchange.request
         if exchange.ticket is not None:
-            self._admission.queue.remove(exchange.ticket)
+            self._admission.ended(exchange.ticket, outcome, dispatched=exchange.attempts > 0)
         del self._exchanges[request.id]
         self._total.discard(request.id)
         counters = self._counters[request.model]
@@ -523,6 +526,7 @@ class Router:
             in_flight=len(self._exchanges),
             draining=self._drain_s is not None,
             predictions=self._learning.statistics(),
+            flow=self._admission.statistics(self._members, now_s),
             plugin_failures={name: failures.count for name, failures in self._scheduler.failures().items()},
         )
 

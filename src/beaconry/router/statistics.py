@@ -10,6 +10,8 @@ from beaconry.values.outcome import Outcome
 from beaconry.values.request import Usage
 from beaconry.values.tenant import TenantStatistics
 
+WAIT_BOUNDS_S = (0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60)
+"""llm-d's range of queue waits."""
 LATENCY_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1800, 3600)
 """llm-d's request buckets, 5 ms to an hour."""
 ITL_BOUNDS_S = (
@@ -125,6 +127,32 @@ class ModelStatistics(Struct, frozen=True, kw_only=True):
     cached_tokens: Distribution
 
 
+class BandFigures(Struct, frozen=True, kw_only=True):
+    """One priority band of one model."""
+
+    model: str
+    band: str
+    """Its name; "other" for all that are not configured."""
+    queued_requests: int
+    queued_tokens: int
+    queued_bytes: int
+    waits: Distribution
+    """Seconds from arrival to dispatch, of those that were dispatched."""
+    dropped: dict[Outcome, int]
+    """Requests that ended without having been dispatched, by how."""
+
+
+class FlowStatistics(Struct, frozen=True, kw_only=True):
+    """What waits, has waited, and for how much room."""
+
+    bands: tuple[BandFigures, ...] = ()
+    saturation: dict[str, float] = {}
+    """By model: mean over its endpoints of the predicted wait, as a share of what may wait there, at most 1; 1 without endpoints."""
+    room: dict[str, float] = {}
+    """Shares of the bounds in use, all models together: requests, tokens, bytes."""
+    enabled: bool = True
+
+
 class RouterStatistics(Struct, frozen=True, kw_only=True):
     """Everything the router counts, at one moment."""
 
@@ -141,6 +169,7 @@ class RouterStatistics(Struct, frozen=True, kw_only=True):
     draining: bool
     predictions: dict[str, VariantStatistics] = {}
     """How right the forecasts have been, by variant."""
+    flow: FlowStatistics = FlowStatistics()
     plugin_failures: dict[str, int] = {}
     """How often each plugin ("kind/name") raised, and was passed over."""
 

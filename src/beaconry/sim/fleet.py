@@ -82,11 +82,14 @@ class Fleet:
         replicas: Sequence[Router] = (),
         conditions: Conditions = Conditions(),  # noqa: B008 frozen
         seed: int = 0,
+        mark: Callable[[PlannedRequest, Request], Request] | None = None,
     ) -> None:
         """`engines` and `endpoints` have the same names; all endpoints must serve the same model. `replicas`: further routers.
 
-        `seed` is of the chance in the conditions: losses on the way.
+        `seed` is of the chance in the conditions: losses on the way. `mark` may give a request what a plan does not tell: tenant,
+        priority, objectives.
         """
+        self._mark = mark
         self._conditions = conditions
         self._model = next(iter(endpoints.values())).model
         self._heap = EventHeap()
@@ -247,6 +250,8 @@ class Fleet:
             stream=True,
             session=planned.session,
         )
+        if self._mark is not None:
+            request = self._mark(planned, request)
         self._tell(flight.front, RequestArrived(request))
 
     def _answered(self, front: Front, request_id: str, answer: Answer) -> None:

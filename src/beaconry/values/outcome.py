@@ -19,8 +19,6 @@ class Outcome(StrEnum):
     """It gave way in the queue to a request of a higher band or of a tenant with less waiting."""
     QUEUE_EXPIRED = "queue-expired"
     """Not dispatched within its time to live."""
-    EVICTED = "evicted"
-    """Of negative priority, and ended while it ran for a request that starved."""
     NO_ENDPOINT = "no-endpoint"
     """Nobody to serve: all draining, ejected or gone."""
     ENGINE_FAILED = "engine-failed"
@@ -38,7 +36,6 @@ DROPPED_REASONS = {
     Outcome.QUEUE_FULL: "rejected-saturated",
     Outcome.DISPLACED: "evicted-queue-pressure",
     Outcome.QUEUE_EXPIRED: "rejected-ttl-expired",
-    Outcome.EVICTED: "evicted",
     Outcome.NO_ENDPOINT: "rejected-no-endpoints",
     Outcome.SHUTTING_DOWN: "rejected-shutting-down",
 }

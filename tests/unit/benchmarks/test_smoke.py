@@ -100,3 +100,13 @@ def test_parity_sends_the_same_requests_both_ways(tmp_path: Path):
         assert 0 < figures[load]["same_endpoint"] <= 1
         assert figures[load]["ttft_p50_real_ms"] > 0
         assert figures[load]["tpot_p50_virtual_ms"] > 0
+
+
+def test_overload_keeps_goodput_and_says_no_quickly(tmp_path: Path):
+    printed, figures = smoke("overload", tmp_path)
+    assert "CPU per turn" in printed
+    on, off = (next(r for r in figures["runs"] if r["load"] == 150 and r["flow"] is flow) for flow in (True, False))
+    assert on["top_good"] == 1.0
+    assert on["good_per_s"] > 3 * off["good_per_s"]
+    assert on["jain"] > 0.98
+    assert figures["cost"]["bytes per queued request"] < 1000

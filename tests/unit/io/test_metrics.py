@@ -11,7 +11,10 @@ from beaconry.router.member import State
 from beaconry.router.statistics import (
     LATENCY_BOUNDS_S,
     TOKEN_BOUNDS,
+    WAIT_BOUNDS_S,
+    BandFigures,
     EndpointStatistics,
+    FlowStatistics,
     Histogram,
     ModelStatistics,
     RouterStatistics,
@@ -268,3 +271,25 @@ def test_the_number_of_series_grows_by_endpoints_and_models_only():
     assert lines(3, 1) - base == 2 * (lines(2, 1) - base)
     assert lines(1, 3) - base == 2 * (lines(1, 2) - base)
     assert lines(2, 1) - base < 30
+
+
+def test_what_waits_is_told_by_band_and_in_llm_ds_words():
+    band = BandFigures(
+        model="m", band="batch", queued_requests=3, queued_tokens=900, queued_bytes=3600,
+        waits=distribution(WAIT_BOUNDS_S, 0.2, 0.3), dropped={Outcome.QUEUE_FULL: 4, Outcome.RATE_LIMITED: 1},
+    )  # fmt: skip
+    flow = FlowStatistics(bands=(band,), saturation={"m": 0.5}, room={"requests": 0.25, "tokens": 0.0, "bytes": 0.5})
+    samples = parse(render(flow=flow))
+    assert value(samples, "beaconry_flow_queued_requests", model="m", band="batch") == 3
+    assert value(samples, "beaconry_flow_queued_tokens", model="m", band="batch") == 900
+    assert value(samples, "beaconry_flow_wait_seconds_count", model="m", band="batch") == 2
+    assert value(samples, "beaconry_flow_dropped_total", model="m", band="batch", outcome="queue-full") == 4
+    assert value(samples, "beaconry_flow_saturation_ratio", model="m") == 0.5
+    llm_d = {"fairness_id": "default-flow", "priority": "batch", "inference_pool": "m"}
+    models = {"model_name": "m", "target_model_name": "m"}
+    assert value(samples, "llm_d_epp_flow_control_queue_size", **llm_d, **models) == 3
+    for outcome, count in (("Dispatched", 2), ("RejectedCapacity", 4), ("RejectedOther", 1)):
+        labels = {"outcome": outcome, "priority": "batch", "inference_pool": "m"}
+        assert value(samples, "llm_d_epp_flow_control_requests_total", **labels) == count
+    assert value(samples, "llm_d_epp_flow_control_pool_saturation", inference_pool="m", stage="effective") == 0.5
+    assert value(samples, "llm_d_epp_flow_control_global_capacity_utilization_bytes") == 0.5

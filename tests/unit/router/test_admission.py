@@ -16,6 +16,7 @@ from beaconry.plugins.registry import Registry
 from beaconry.router.caches import Caches
 from beaconry.router.effects import Answer, CancelLeg, Effect, Ended, StartLeg, WakeAt
 from beaconry.router.facts import (
+    AdaptersSeen,
     ClientLeft,
     Drain,
     EndpointGone,
@@ -186,6 +187,40 @@ def test_requests_are_held_while_nobody_serves_and_then_answered_with_503():
     bench.now_s = 20.0
     answer, end = bench.tell(TimerDue())
     assert (answer.status, end.outcome, end.request_id) == (503, Outcome.NO_ENDPOINT, "s")
+
+
+def test_a_model_whose_engines_are_gone_is_known_while_its_requests_are_held():
+    bench = Bench("a", hold_s=20.0)
+    bench.tell(EndpointGone("a"))
+    assert bench.arrive("r") == []
+    (start,) = bench.tell(EndpointSeen(endpoint("b")), after_s=10.0)
+    assert (start.request_id, start.decision.waited_for) == ("r", "endpoint")
+
+
+def test_adapters_wait_with_their_base_model():
+    bench = Bench("a")
+    bench.tell(AdaptersSeen("a", {"lora": ""}))
+    leg = bench.fill("r")["r"].leg
+    bench.arrive("base")
+    bench.arrive("adapted", model="lora", priority=1)
+    (start,) = bench.tell(LegStarted(leg), after_s=0.25)
+    assert start.request_id == "adapted"
+
+
+def test_statistics_tell_what_waits_what_has_waited_and_what_was_dropped():
+    bench = Bench("a", queued_requests=2)
+    leg = bench.fill("r")["r"].leg
+    bench.arrive("s")
+    bench.arrive("t")
+    bench.arrive("u")
+    bench.tell(LegStarted(leg), after_s=0.25)
+    flow = bench.router.statistics(bench.now_s).flow
+    (band,) = [b for b in flow.bands if b.band == "default"]
+    assert (band.queued_requests, band.queued_tokens, band.waits.count) == (1, 2000, 2)
+    assert band.waits.total == pytest.approx(0.25)
+    assert band.dropped == {Outcome.QUEUE_FULL: 1}
+    assert flow.saturation == {"m": 1.0}
+    assert flow.room["requests"] == 0.5
 
 
 def test_whole_answers_count_as_prefilled_after_the_predicted_time():

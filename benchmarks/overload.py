@@ -1,0 +1,366 @@
+"""Does the gateway keep its promises when more comes than the engines can serve?
+
+Virtual time: the real router over model engines. Three bands and three tenants, one of which sends twice as much as each other one.
+For each workload: how long the top band waits and what is completed at 70, 100 and 150 % of what the fleet can do, with flow control and
+without. A request is good if its first token came within `GOOD_S` of its arrival.
+
+Then what flow control costs: CPU per request beside a router without it, CPU per turn and memory with 100,000 requests queued, and how fast
+a gateway whose queue is full says 429 through real HTTP.
+
+    python -m benchmarks.overload
+    python -m benchmarks.overload --workload "short chats"
+"""
+
+import asyncio
+import gc
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any
+
+from msgspec import Struct, structs
+
+from beaconry.apps.assemble import Gateway
+from beaconry.config.flow import BandConfig, Flow
+from beaconry.config.gateway import Deadlines, EndpointConfig, GatewayConfig, Health, Listen, Retry
+from beaconry.engine_model.engine import Engine
+from beaconry.engine_model.step_time import LinearStepTime
+from beaconry.engine_model.values import EngineSettings
+from beaconry.flowcontrol.control import FlowControl
+from beaconry.kvindex.approximate import ApproximateIndex
+from beaconry.kvindex.exact import ExactIndex
+from beaconry.latency.rates import RateBook
+from beaconry.plugins.registry import Registry
+from beaconry.router.caches import Caches
+from beaconry.router.effects import StartLeg
+from beaconry.router.facts import EndpointSeen, LegFinished, LegStarted, RequestArrived
+from beaconry.router.router import Router
+from beaconry.scheduling.scheduler import make_scheduler
+from beaconry.sim.fleet import Fleet
+from beaconry.values.endpoint import Endpoint
+from beaconry.values.request import Api, Request, Usage
+from beaconry.workload.arrivals import poisson
+from beaconry.workload.distribution import quantile
+from beaconry.workload.plan import Plan
+from beaconry.workload.request import PlannedRequest
+from beaconry.workload.sample import Sample
+from beaconry.workload.synthetic import Bounds, Shape, conversations
+from benchmarks import report
+
+ENGINES = 4
+TIMING = LinearStepTime(fixed_s=0.02, per_seq_s=3e-4, per_context_token_s=2e-8, prefill_tps=32_000)
+SETTINGS = EngineSettings(num_blocks=4096, max_num_seqs=32, max_num_batched_tokens=2048)
+"""65,536 KV tokens: long prompts fill the memory, long outputs the places."""
+WARMUP_S, COUNTED_S = 20.0, 40.0
+GOOD_S = 10.0
+LOADS = (70, 100, 150)
+FULL_RATE = {"short chats": 37.0, "long prompts": 9.2, "long outputs": 4.7, "shared prefixes": 40.0, "mixed": 5.2}
+"""Requests per second that the fleet completes when twice as many come: 100 % load."""
+QUEUED = 100_000
+BANDS = (("interactive", 10, 0.1), ("standard", 0, 0.8), ("batch", -10, 0.1))
+"""Name, priority and share of all requests."""
+TENANTS = (("flood", 0.5), ("steady", 0.25), ("quiet", 0.25))
+FLOW = Flow(
+    bands=tuple(
+        BandConfig(name=name, priority=priority, ttl_s=0.8 * GOOD_S, ceiling=1.0 if priority > 0 else 0.2)
+        for name, priority, _ in BANDS
+    )
+)
+"""As an operator would set it who knows what the clients wait for; all else is default."""
+OFF = Flow(enabled=False)
+
+
+def shapes(*shapes: Shape) -> Callable[[float, Random], Iterator[PlannedRequest]]:
+    """Requests of several kinds, equally many of each, in one stream."""
+
+    def openings(rate: float, rng: Random) -> Iterator[PlannedRequest]:
+        clocks = list(poisson_until(rate, rng))
+        streams = [conversations(shape, clocks, Random(rng.random())) for shape in shapes]
+        for requests in zip(*streams, strict=True):
+            yield rng.choice(requests)
+
+    return openings
+
+
+def poisson_until(rate: float, rng: Random) -> Iterator[float]:
+    for at_s in poisson(rate, rng):
+        if at_s > WARMUP_S + COUNTED_S:
+            return
+        yield at_s
+
+
+CHAT = Shape(prompt_tokens=Bounds(low=50, high=400), output_tokens=Bounds(low=20, high=200))
+WORKLOADS = {
+    "short chats": shapes(CHAT),
+    "long prompts": shapes(Shape(prompt_tokens=Bounds(low=1000, high=15_000), output_tokens=Bounds(low=10, high=100))),
+    "long outputs": shapes(Shape(prompt_tokens=Bounds(low=50, high=400), output_tokens=Bounds(low=300, high=1500))),
+    "shared prefixes": shapes(
+        Shape(
+            prompt_tokens=Bounds(low=32, high=96),
+            output_tokens=Bounds(low=48, high=48),
+            groups=48,
+            prefix_tokens=Bounds(low=4000, high=8000),
+            zipf=0.6,
+        )
+    ),
+    "mixed": shapes(
+        CHAT,
+        Shape(prompt_tokens=Bounds(low=2000, high=40_000), output_tokens=Bounds(low=10, high=100)),
+        Shape(prompt_tokens=Bounds(low=20, high=100), output_tokens=Bounds(low=500, high=2000)),
+    ),
+}
+
+
+class Marks:
+    """Band and tenant of each request, drawn by its number."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self.of: dict[int, tuple[str, str]] = {}
+
+    def __call__(self, planned: PlannedRequest, request: Request) -> Request:
+        """The request with its marks."""
+        rng = Random(self._seed * 1_000_003 + planned.index)
+        band, priority, _ = rng.choices(BANDS, [share for *_, share in BANDS])[0]
+        tenant, _ = rng.choices(TENANTS, [share for _, share in TENANTS])[0]
+        self.of[planned.index] = (band, tenant)
+        return structs.replace(request, priority=priority, tenant=tenant)
+
+
+class Run(Struct, frozen=True, kw_only=True):
+    """One run in figures, over the requests that arrived while it counted."""
+
+    workload: str
+    flow: bool
+    seed: int
+    done_per_s: float
+    good_per_s: float
+    """Completed, and with the first token in time."""
+    good_tokens_per_s: float
+    """The prompt and output tokens of those."""
+    top_p50_ms: float | None
+    top_p99_ms: float | None
+    top_good: float
+    """Share of the top band that was good."""
+    load: int
+    jain: float | None
+    """Jain's index of the tenants' good tokens in the middle band."""
+    refused: int
+
+
+def run(workload: str, load: int, flow: Flow, seed: int) -> Run:
+    """One virtual run of 60 s."""
+    until_s = WARMUP_S + COUNTED_S
+    rates, marks = RateBook(), Marks(seed)
+    router = Router(
+        scheduler=make_scheduler("expected-cost", rates, Registry.installed()),
+        caches=Caches(ApproximateIndex(), ExactIndex()),
+        rates=rates,
+        rng=Random(seed),
+        deadlines=Deadlines(),
+        retry=Retry(),
+        health=Health(),
+        flow=flow,
+    )
+    names = [f"engine-{i}" for i in range(ENGINES)]
+    fleet = Fleet(
+        router,
+        {name: Engine(SETTINGS, TIMING) for name in names},
+        {name: Endpoint(name=name, host="sim", port=1, model="m") for name in names},
+        mark=marks,
+    )
+    plan = Plan(WORKLOADS[workload](FULL_RATE[workload] * load / 100, Random(seed)), until_s=until_s)
+    samples = fleet.run(plan, until_s=until_s + GOOD_S + 20)
+    return summarise(samples, marks, workload=workload, flow=flow.enabled, seed=seed, load=load)
+
+
+def summarise(samples: Sequence[Sample], marks: Marks, **what: Any) -> Run:
+    counted = [s for s in samples if s.planned_s >= WARMUP_S]
+    good = [s for s in counted if s.error is None and (s.ttft_s or 0.0) <= GOOD_S]
+    top = [s for s in counted if marks.of[s.index][0] == BANDS[0][0]]
+    good_ones = {s.index for s in good}
+    ttft = sorted(s.ttft_s for s in top if s.ttft_s is not None)
+    middle = dict.fromkeys((name for name, _ in TENANTS), 0)
+    for s in good:
+        band, tenant = marks.of[s.index]
+        if band == BANDS[1][0]:
+            middle[tenant] += s.planned_prompt_tokens + s.planned_output_tokens
+    shares = list(middle.values())
+    squares = sum(x * x for x in shares)
+    within = [s for s in samples if s.error is None and WARMUP_S <= s.end_s < WARMUP_S + COUNTED_S]
+    return Run(
+        done_per_s=len(within) / COUNTED_S,
+        good_per_s=len(good) / COUNTED_S,
+        good_tokens_per_s=sum(s.planned_prompt_tokens + s.planned_output_tokens for s in good) / COUNTED_S,
+        top_p50_ms=1e3 * quantile(ttft, 0.5) if ttft else None,
+        top_p99_ms=1e3 * quantile(ttft, 0.99) if ttft else None,
+        top_good=sum(s.index in good_ones for s in top) / max(len(top), 1),
+        jain=sum(shares) ** 2 / (len(shares) * squares) if squares else None,
+        refused=sum(s.error is not None for s in counted),
+        **what,
+    )
+
+
+def machine(flow: Flow) -> Router:
+    """A router over one endpoint, without a world around it."""
+    rates = RateBook()
+    router = Router(
+        scheduler=make_scheduler("expected-cost", rates, Registry.installed()),
+        caches=Caches(ApproximateIndex(), ExactIndex()),
+        rates=rates,
+        rng=Random(0),
+        deadlines=Deadlines(),
+        retry=Retry(),
+        health=Health(),
+        flow=flow,
+    )
+    router.handle(EndpointSeen(Endpoint(name="e", host="sim", port=1, model="m")), 0.0)
+    return router
+
+
+def request(number: int, now_s: float, tenants: int = 100, **fields: Any) -> Request:
+    given = {"prompt_tokens": 500, "stream": True, "tenant": f"t{number % tenants}", "priority": number % 3, **fields}
+    return Request(id=str(number), model="m", api=Api.CHAT, arrived_s=now_s, **given)
+
+
+def cpu_us_per_request(flow: Flow, requests: int) -> float:
+    """Router CPU of a request's whole life, in microseconds, where nothing has to wait."""
+    router = machine(flow)
+    usage = Usage(prompt_tokens=500, completion_tokens=50)
+    began = time.process_time()
+    for number in range(requests):
+        now_s = number * 0.01
+        start = next(e for e in router.handle(RequestArrived(request(number, now_s)), now_s) if isinstance(e, StartLeg))
+        router.handle(LegStarted(start.leg), now_s + 0.004)
+        router.handle(LegFinished(start.leg, usage=usage), now_s + 0.008)
+    return 1e6 * (time.process_time() - began) / requests
+
+
+class Queue(Struct, frozen=True, kw_only=True):
+    """A long queue in figures."""
+
+    bytes_per_request: float
+    """Of flow control alone: the requests themselves are there anyway."""
+    offer_us: float
+    turn_us: float
+
+
+def long_queue(queued: int) -> Queue:
+    """Offer `queued` requests of 1,000 tenants in three bands, then take turns."""
+    control = FlowControl(Flow(queued_requests=queued, queued_tokens=1 << 40))
+    requests = [request(number, 0.0, tenants=1000) for number in range(queued)]
+    gc.collect()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for one in requests:
+        control.offer(control.ticket("m", one, 100.0, 0.0), passing=False)
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    control = FlowControl(Flow(queued_requests=queued, queued_tokens=1 << 40))
+    began = time.process_time()
+    for one in requests:
+        control.offer(control.ticket("m", one, 100.0, 0.0), passing=False)
+    offered = time.process_time()
+    turns = queued // 2
+    for _ in range(turns):
+        ticket = control.next("m", lambda _: True)
+        assert ticket is not None
+        control.dispatch(ticket, 1.0)
+    done = time.process_time()
+    return Queue(
+        bytes_per_request=(after - before) / queued,
+        offer_us=1e6 * (offered - began) / queued,
+        turn_us=1e6 * (done - offered) / turns,
+    )
+
+
+async def refusals(count: int) -> list[float]:
+    """Milliseconds until a gateway whose queue is full has said 429, through real HTTP on one connection at a time."""
+    config = GatewayConfig(
+        listen=Listen(port=0),
+        flow=Flow(queued_requests=0, engine_wait_s=0.01),
+        endpoints=(EndpointConfig(name="e", host="127.0.0.1", port=1, model="m"),),
+    )
+    took: list[float] = []
+    async with silent_engine() as port:
+        gateway = Gateway(structs.replace(config, endpoints=(structs.replace(config.endpoints[0], port=port),)))
+        await gateway.start()
+        try:
+            body = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"' + b"word " * 500 + b'"}]}'
+            message = b"POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+            _, busy = await asyncio.open_connection("127.0.0.1", gateway.port)
+            busy.write(message)
+            await asyncio.sleep(0.3)
+            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+            for _ in range(count):
+                began = time.perf_counter()
+                writer.write(message)
+                head = await reader.readuntil(b"\r\n\r\n")
+                took.append(1e3 * (time.perf_counter() - began))
+                assert head.startswith(b"HTTP/1.1 429"), head
+                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                await reader.readexactly(length)
+            writer.close()
+            busy.close()
+        finally:
+            await gateway.stop(0.1)
+    return took
+
+
+@asynccontextmanager
+async def silent_engine() -> AsyncIterator[int]:
+    """A port where requests are taken and never answered."""
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65536):
+            pass
+        writer.close()
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+def main() -> None:
+    parser = report.options(__doc__.splitlines()[0])
+    parser.add_argument("--workload", default=",".join(WORKLOADS), help="names, separated by commas")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2, help="processes")
+    args = parser.parse_args()
+    workloads = ["short chats"] if args.smoke else args.workload.split(",")
+    loads = (70, 150) if args.smoke else LOADS
+    cells = [(w, load, flow, args.seed) for w in workloads for load in loads for flow in (FLOW, OFF)]
+    with ProcessPoolExecutor(args.workers) as executor:
+        runs = list(executor.map(run, *zip(*cells, strict=True)))
+    columns = ("load, flow control", "done/s", "good/s", "top band p50 ms", "p99 ms", "good", "Jain", "not served")
+    for workload in workloads:
+        rows = [
+            (f"{r.load} %, {'on' if r.flow else 'off'}", r.done_per_s, r.good_per_s, r.top_p50_ms, r.top_p99_ms,
+             r.top_good, r.jain, r.refused)
+            for r in runs if r.workload == workload
+        ]  # fmt: skip
+        report.table(f"{workload}: 100 % is {FULL_RATE[workload]}/s", columns, rows)
+    pairs = [(cpu_us_per_request(OFF, 3000), cpu_us_per_request(FLOW, 3000)) for _ in range(3)]
+    off_us, on_us = report.median([off for off, _ in pairs]), report.median([on for _, on in pairs])
+    queue = long_queue(QUEUED // 10 if args.smoke else QUEUED)
+    took = sorted(asyncio.run(refusals(20 if args.smoke else 500)))
+    figures = {
+        "router CPU per request without flow control, us": off_us,
+        "with, us": on_us,
+        "bytes per queued request": queue.bytes_per_request,
+        "CPU to queue one, us": queue.offer_us,
+        "CPU per turn, us": queue.turn_us,
+        "429 through HTTP p50, ms": quantile(took, 0.5),
+        "p99, ms": quantile(took, 0.99),
+    }
+    report.table("Cost", ("figure", "value"), figures.items())
+    report.save(args.json, {"runs": runs, "cost": figures})
+
+
+if __name__ == "__main__":
+    main()
