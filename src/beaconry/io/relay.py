@@ -140,9 +140,7 @@ class Relay:
     def answer(self, effect: Answer) -> None:
         """Answer in the engine's stead."""
         self.status = effect.status
-        headers = [
-            (b"x-llm-d-request-dropped-reason", DROPPED_REASONS.get(effect.outcome, effect.outcome.value).encode())
-        ]
+        headers = [(b"x-llm-d-request-dropped-reason", DROPPED_REASONS.get(effect.outcome, effect.code).encode())]
         if effect.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % max(1, ceil(effect.retry_after_s))))
         headers += rate_limit_headers(self.allowances)

@@ -225,7 +225,9 @@ class Router:
             members = self._members.open_to(model, now_s)
             while (turn := admission.next(model, members, now_s)) is not None:
                 admission.dispatch(turn, now_s)
-                self._place(self._exchanges[turn.request.id], now_s, effects)
+                exchange = self._exchanges[turn.request.id]
+                if not self._place(exchange, now_s, effects):
+                    self._drop(exchange, Outcome.NO_ENDPOINT, now_s, effects)  # its LoRA adapter is gone
         self._wake_by(admission.due_s(), effects)
 
     def _drop(self, exchange: Exchange, outcome: Outcome, now_s: float, effects: list[Effect]) -> None:

@@ -39,4 +39,4 @@ DROPPED_REASONS = {
     Outcome.NO_ENDPOINT: "rejected-no-endpoints",
     Outcome.SHUTTING_DOWN: "rejected-shutting-down",
 }
-"""llm-d's values of `x-llm-d-request-dropped-reason`; where it has none, ours."""
+"""llm-d's values of `x-llm-d-request-dropped-reason`; where it has none, the code of the answer."""

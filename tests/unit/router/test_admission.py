@@ -207,6 +207,16 @@ def test_adapters_wait_with_their_base_model():
     assert start.request_id == "adapted"
 
 
+def test_a_request_whose_adapter_is_gone_when_its_turn_comes_is_answered_with_503():
+    bench = Bench("a")
+    bench.tell(AdaptersSeen("a", {"lora": ""}))
+    leg = bench.fill("r")["r"].leg
+    bench.arrive("adapted", model="lora")
+    bench.tell(AdaptersSeen("a", {}))
+    answer, end = bench.tell(LegStarted(leg), after_s=0.25)
+    assert (answer.status, end.outcome) == (503, Outcome.NO_ENDPOINT)
+
+
 def test_statistics_tell_what_waits_what_has_waited_and_what_was_dropped():
     bench = Bench("a", queued_requests=2)
     leg = bench.fill("r")["r"].leg
