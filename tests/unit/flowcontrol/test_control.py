@@ -185,17 +185,19 @@ class Life(RuleBasedStateMachine):
         )  # fmt: skip
         ticket = self.control.ticket("m", one, 10.0, self.now_s)
         passing = passing and not any(t.band is ticket.band for t in self.waiting)
-        lower = any(t.request.priority < priority for t in self.waiting)
         room = len(self.waiting) < 6 and sum(t.request.prompt_tokens for t in self.waiting) + tokens <= 900
         out = self.control.offer(ticket, passing=passing)
         self.waiting.append(ticket)
+        waited = [t for t in self.waiting if t is not ticket]
         for victim in out:
             assert victim is ticket or victim.request.priority <= priority
             self.end(victim)
         if ticket in out:
             assert out == [ticket], "who is refused displaces nobody"
             assert not room or priority == 0
-            assert not lower or priority == 0 or tokens > 100
+            peers = [t.request.prompt_tokens for t in waited if t.request.priority >= priority]
+            full = len(peers) >= 6 or sum(peers) + tokens > 900
+            assert full or priority == 0, "lower bands give way if that is enough"
         elif passing:
             turn = self.control.next("m", lambda band: band is ticket.band)
             assert turn is ticket
