@@ -46,6 +46,8 @@ class FlowControl:
         """As configured, with one of priority 0."""
         if all(band.priority for band in config.bands):
             self.bands = (*config.bands, BandConfig(name="default", priority=0))
+        self.keeps_accounts = any(band.fairness == "least-attained" for band in self.bands)
+        """Who is served at once, with nobody waiting, has to be noted too: there is fairness over all that a program ever had."""
         self._lanes: dict[str, Lane] = {}
         """By model. They stay: the models are those that engines serve or served."""
         self._by_expiry = TicketHeap()
@@ -61,7 +63,7 @@ class FlowControl:
 
     def ticket(self, model: str, request: Request, output_tokens: float, now_s: float) -> Ticket:
         """A ticket for a request that has just come. `model`: the lane; `output_tokens`: what it is expected to generate."""
-        lane = self._lane(model)
+        lane = self.lane(model)
         band = lane.band(request.priority)
         self._numbers += 1
         ticket = Ticket(request, self._numbers, work(request.prompt_tokens, output_tokens), model, band)
@@ -76,7 +78,7 @@ class FlowControl:
         """
         victims = [] if passing else self._make_room(ticket)
         if victims is None:
-            self._lane(ticket.lane).tidy(ticket.band)
+            self.lane(ticket.lane).tidy(ticket.band)
             return [ticket]
         ticket.band.push(ticket)
         self._by_expiry.push(ticket.expires_s, ticket)
@@ -131,7 +133,7 @@ class FlowControl:
         """Take it out: it goes to an engine."""
         ticket.band.serve(ticket, now_s)
         self._left(ticket)
-        lane = self._lane(ticket.lane)
+        lane = self.lane(ticket.lane)
         lane.pace.note(now_s)
         lane.tidy(ticket.band)
         ticket.queued_s = now_s - ticket.queued_s
@@ -166,7 +168,7 @@ class FlowControl:
 
     def predicted_wait_s(self, ticket: Ticket, now_s: float) -> float | None:
         """How long it waits if it is queued now, at the present pace; None without one."""
-        lane = self._lane(ticket.lane)
+        lane = self.lane(ticket.lane)
         per_s = lane.pace.per_s(now_s)
         return lane.requests_before(ticket) / per_s if per_s else None
 
@@ -210,7 +212,8 @@ class FlowControl:
         ):
             raise InternalError(f"flow control: a bound is exceeded: {sums}")
 
-    def _lane(self, model: str) -> Lane:
+    def lane(self, model: str) -> Lane:
+        """The lane of a model that some engine serves."""
         lane = self._lanes.get(model)
         if lane is None:
             lane = self._lanes[model] = Lane(self.bands, self.config.ttl_s)
@@ -219,7 +222,7 @@ class FlowControl:
     def _leave(self, ticket: Ticket) -> None:
         ticket.band.remove(ticket)
         self._left(ticket)
-        self._lane(ticket.lane).tidy(ticket.band)
+        self.lane(ticket.lane).tidy(ticket.band)
 
     def _left(self, ticket: Ticket) -> None:
         self._by_expiry.left()

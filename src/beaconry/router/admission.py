@@ -7,7 +7,7 @@ next request, an endpoint is closed only while a first byte is due that will reo
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 from math import inf
 
@@ -19,6 +19,8 @@ from beaconry.latency.rates import RateBook
 from beaconry.router.exchange import Leg
 from beaconry.router.member import Member
 from beaconry.router.statistics import WAIT_BOUNDS_S, BandFigures, FlowStatistics, Histogram
+from beaconry.values.candidate import Prediction
+from beaconry.values.endpoint import Role
 from beaconry.values.errors import InternalError
 from beaconry.values.outcome import Outcome
 from beaconry.values.request import Request, Usage
@@ -65,6 +67,22 @@ class Admission:
             ticket.why = self._why(ticket, members, now_s)
         return ticket, self.queue.offer(ticket, passing=passing)
 
+    def passes(self, request: Request, members: Sequence[Member], now_s: float) -> bool:
+        """Nobody waits, and one of `members` is open for the request: it goes on at once, and no account of it has to be kept."""
+        queue = self.queue
+        if queue.waiting or queue.keeps_accounts or not members:
+            return False
+        lane = queue.lane(members[0].endpoint.model)
+        band = lane.band(request.priority)
+        ceiling = band.config.ceiling
+        for member in members:
+            if member.endpoint.role is Role.BOTH and member.admits(now_s) and self.is_open(member, now_s, ceiling):
+                lane.pace.note(now_s)
+                self._waited(members[0].endpoint.model, band, 0.0)
+                lane.tidy(band)
+                return True
+        return False
+
     def next(self, model: str, members: list[Member], now_s: float) -> Ticket | None:
         """Whose turn it is, if one of the model's endpoints is open for it."""
         if not self._maybe_open:
@@ -74,10 +92,7 @@ class Admission:
     def dispatch(self, ticket: Ticket, now_s: float) -> None:
         """Take a request out of the queue: it is its turn."""
         self.queue.dispatch(ticket, now_s)
-        key = (ticket.lane, ticket.band.config.name)
-        if key not in self._waits:
-            self._waits[key] = Histogram(WAIT_BOUNDS_S)
-        self._waits[key].add(ticket.queued_s)
+        self._waited(ticket.lane, ticket.band, ticket.queued_s)
 
     def settle(self, ticket: Ticket, usage: Usage, now_s: float) -> None:
         """A request has completed: its tenant is charged for what it took instead of what was expected."""
@@ -107,12 +122,13 @@ class Admission:
         """It gets nothing more."""
         self._maybe_open.discard(member.endpoint.name)
 
-    def dispatched(self, leg: Leg) -> None:
+    def dispatched(self, leg: Leg, prediction: Prediction | None) -> None:
         """A leg was sent. Of a whole answer the first byte is the last: it counts as prefilled once the predicted time has passed."""
         request = leg.exchange.request
         if not request.stream:
-            ttft_s = self._rates.predict(request, leg.candidate).ttft_s
-            heappush(self._silent, (leg.dispatched_s + ttft_s, leg.id, leg))
+            if prediction is None:
+                prediction = self._rates.predict(request, leg.candidate)
+            heappush(self._silent, (leg.dispatched_s + prediction.ttft_s, leg.id, leg))
 
     def settle_silent(self, now_s: float) -> None:
         """Count as prefilled what should be by now."""
@@ -158,6 +174,12 @@ class Admission:
         self.queue.check()
         if self.queue.waiting != waiting:
             raise InternalError(f"{self.queue.waiting} requests are queued, {waiting} wait")
+
+    def _waited(self, lane: str, band: Band, seconds: float) -> None:
+        histogram = self._waits.get((lane, band.config.name))
+        if histogram is None:
+            histogram = self._waits[lane, band.config.name] = Histogram(WAIT_BOUNDS_S)
+        histogram.add(seconds)
 
     def _wait_s(self, member: Member, now_s: float) -> float:
         return self._rates.wait_s(

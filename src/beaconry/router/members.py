@@ -48,6 +48,10 @@ class Members:
         """Some endpoint that is not gone is there for it."""
         return model in self._by_model
 
+    def serving(self, model: str) -> Sequence[Member]:
+        """Those that are not gone and serve it, whatever their state."""
+        return self._by_model.get(model, ())
+
     def seen(self, endpoint: Endpoint) -> Member:
         """Take in what discovery says of an endpoint."""
         member = self._by_name.get(endpoint.name)
@@ -76,10 +80,13 @@ class Members:
 
     def open_to(self, model: str, now_s: float, tried: Sequence[str] = ()) -> list[Member]:
         """Those that may get a request now; if all are ejected, those, since refusing would be worse."""
+        serving = self._by_model.get(model, ())
         members = [
-            m for m in self._by_model.get(model, ()) if m.endpoint.role is Role.BOTH and m.endpoint.name not in tried
+            m for m in serving if m.admits(now_s) and m.endpoint.role is Role.BOTH and m.endpoint.name not in tried
         ]
-        return [m for m in members if m.admits(now_s)] or [m for m in members if m.last_resort]
+        return members or [
+            m for m in serving if m.last_resort and m.endpoint.role is Role.BOTH and m.endpoint.name not in tried
+        ]
 
     def worth_judging(
         self, request: Request, tried: Sequence[str], finding: Finding, now_s: float, rng: Random

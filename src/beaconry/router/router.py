@@ -168,6 +168,9 @@ class Router:
         self._budget.request(now_s)
         if self._drain_s is not None:
             self._answer(exchange, 503, Outcome.SHUTTING_DOWN, "this gateway is shutting down", now_s, effects)
+        elif self._admission.passes(request, self._members.serving(request.model), now_s):
+            if not self._place(exchange, now_s, effects):
+                self._drop(exchange, Outcome.NO_ENDPOINT, now_s, effects)
         else:
             self._queue(exchange, now_s, effects)
 
@@ -257,7 +260,8 @@ class Router:
         self._legs[leg.id] = leg
         leg.member.dispatch(leg)
         self._learning.dispatched(leg)
-        self._admission.dispatched(leg)
+        predictions = decision.ranking.predictions
+        self._admission.dispatched(leg, predictions[decision.ranking.winner] if predictions else None)
         if request.stream:
             self._first_byte.touch(leg.id, leg, now_s)
             self._wake_by(now_s + self._first_byte.timeout_s, effects)
