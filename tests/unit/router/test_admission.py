@@ -107,6 +107,15 @@ def test_who_does_not_wait_has_no_wait_in_its_decision():
     assert (start.decision.queued_s, start.decision.waited_for) == (0.0, "")
 
 
+@pytest.mark.parametrize(("fairness", "kept"), [("tokens", False), ("least-attained", True)])
+def test_who_does_not_wait_passes_the_queue_by_unless_somebody_keeps_accounts(fairness: str, kept: bool):
+    bench = Bench(bands=(BandConfig(name="d", priority=0, fairness=fairness),))
+    bench.fill("r")
+    assert (bench.router._exchanges["r"].ticket is not None) == kept
+    (band,) = [band for band in bench.router.statistics(0.0).flow.bands if band.band == "d"]
+    assert band.waits.count == 1
+
+
 def test_without_flow_control_nothing_waits():
     bench = Bench("a", enabled=False)
     assert all(isinstance(bench.arrive(f"r{i}")[0], StartLeg) for i in range(50))
