@@ -248,11 +248,12 @@ class LeastAttained:
         self._turn += 1
         self._ring.serve(flow, ticket, now_s)
         ticket.charged = ticket.tokens
+        ticket.served_s = now_s
         self._charge(flow.key, ticket.tokens, now_s)
 
-    def settle(self, flow: Flow, ticket: Ticket, tokens: float, now_s: float) -> None:
-        """Charge the difference."""
-        self._charge(flow.key, tokens - ticket.charged, now_s)
+    def settle(self, flow: Flow, ticket: Ticket, tokens: float, now_s: float) -> None:  # noqa: ARG002
+        """Charge the difference as of the dispatch: by now a token counts for more, and more than was charged would be returned."""
+        self._charge(flow.key, tokens - ticket.charged, ticket.served_s)
 
     def _charge(self, key: str, tokens: float, now_s: float) -> None:
         if now_s - self._since_s > 100 * HALF_LIFE_S:

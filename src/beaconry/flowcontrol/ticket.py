@@ -47,6 +47,7 @@ class Ticket:
         "number",
         "queued_s",
         "request",
+        "served_s",
         "tokens",
         "waiting",
         "why",
@@ -68,6 +69,8 @@ class Ticket:
         self.expires_s = 0.0
         self.charged = 0.0
         """What its flow paid for it at dispatch."""
+        self.served_s = 0.0
+        """When that was, where it matters."""
         self.why = Why.NOTHING
 
 

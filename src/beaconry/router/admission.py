@@ -32,6 +32,7 @@ WHY_DROPPED = {
     Outcome.QUEUE_EXPIRED: "the engines had no room for this request in time; try again later",
 }
 """What callers are told who are not served."""
+_UNSERVED = frozenset({Outcome.NO_ENDPOINT, Outcome.ENGINE_REFUSED, Outcome.ENGINE_FAILED})
 
 
 class Admission:
@@ -98,9 +99,11 @@ class Admission:
         """A request has completed: its tenant is charged for what it took instead of what was expected."""
         self.queue.settle(ticket, usage.prompt_tokens - (usage.cached_tokens or 0), usage.completion_tokens, now_s)
 
-    def ended(self, ticket: Ticket, outcome: Outcome, *, dispatched: bool) -> None:
-        """A request has ended, in whichever way."""
+    def ended(self, ticket: Ticket, outcome: Outcome, now_s: float, *, dispatched: bool) -> None:
+        """A request has ended, in whichever way. What no engine has served costs its tenant nothing."""
         self.queue.remove(ticket)
+        if outcome in _UNSERVED and ticket.charged > 0:
+            self.queue.settle(ticket, 0, 0, now_s)
         if not dispatched:
             key = (ticket.lane, ticket.band.config.name)
             self._dropped.setdefault(key, Counter())[outcome] += 1

@@ -415,7 +415,7 @@ class Router:
     def _end(self, exchange: Exchange, outcome: Outcome, now_s: float, effects: list[Effect]) -> None:
         request = exchange.request
         if exchange.ticket is not None:
-            self._admission.ended(exchange.ticket, outcome, dispatched=exchange.attempts > 0)
+            self._admission.ended(exchange.ticket, outcome, now_s, dispatched=exchange.attempts > 0)
         del self._exchanges[request.id]
         self._total.discard(request.id)
         counters = self._counters[request.model]

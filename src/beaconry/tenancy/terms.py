@@ -29,6 +29,8 @@ _HEADERS = {
 }
 """What trust each needs, and its subject: llm-d's names, new and old, and ours for what it has none for."""
 NAME_LENGTH = 128
+LEAST_MS = 1e-3
+"""Of an objective: no engine is as fast, and times are divided by it."""
 _NOTHING = Objective()
 
 
@@ -91,18 +93,21 @@ def terms_of(
     named = _name(said, "objective")
     order = (_objective(named, objectives), caller.defaults, model_defaults or _NOTHING)
     ttft_s, itl_s = _seconds(said, "ttft"), _seconds(said, "itl")
-    own = caller.tenant or "default"
     return Terms(
-        # within its tenant, so that a name that others have too does not make it one of them
-        tenant=own if flow is None else flow if caller.tenant is None else f"{own}/{flow}",
+        tenant=_within(caller, flow) or caller.tenant or "default",
         account=caller.tenant,
         weight=caller.weight,
         priority=_first(*(one.priority for one in order)) or 0,
-        program=_name(said, "program"),
+        program=_within(caller, _name(said, "program")),
         ttl_s=_first(*(one.ttl_s for one in order)),
         slo_ttft_s=_first(ttft_s, *(one.slo_ttft_s for one in order)),
         slo_itl_s=_first(itl_s, *(one.slo_itl_s for one in order)),
     )
+
+
+def _within(caller: Caller, name: str | None) -> str | None:
+    """A name within its tenant, so that a name that others use too does not make it one of them."""
+    return name if name is None or caller.tenant is None else f"{caller.tenant}/{name}"
 
 
 def _said(headers: Iterable[Header], trusted: frozenset[TrustedHeader]) -> dict[str, Header]:
@@ -145,8 +150,10 @@ def _seconds(said: Mapping[str, Header], subject: str) -> float | None:
         milliseconds = float(value)
     except ValueError:
         milliseconds = -1.0
-    if not (isfinite(milliseconds) and milliseconds > 0):
-        raise CallerError(f"header {header.decode()} must be a number of milliseconds above 0", code="invalid_header")
+    if not (isfinite(milliseconds) and milliseconds >= LEAST_MS):
+        raise CallerError(
+            f"header {header.decode()} must be a number of milliseconds, at least {LEAST_MS:g}", code="invalid_header"
+        )
     return milliseconds / 1e3
 
 

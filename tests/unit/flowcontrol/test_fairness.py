@@ -116,6 +116,18 @@ def test_nobody_starves_whoever_else_comes(fairness: str, data: st.DataObject):
     assert "victim" in {band.serve().tenant for _ in range(min(turns, band.control.waiting))}
 
 
+def test_a_program_that_took_less_than_expected_for_long_has_still_had_something():
+    band = Band("least-attained")
+    band.offer("t", 1000, program="slow")
+    ticket = band.control.next("m", lambda _: True)
+    band.control.dispatch(ticket, band.now_s)
+    band.offer("t", 1000, program="slow")
+    band.now_s += 3 * HALF_LIFE_S
+    band.control.settle(ticket, 500, 0, band.now_s)
+    band.offer("t", 1000, program="new")
+    assert band.serve().program == "new"
+
+
 def test_short_programs_pass_long_ones_and_service_is_forgotten():
     band = Band("least-attained")
     for _ in range(3):

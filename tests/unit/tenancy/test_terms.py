@@ -58,6 +58,11 @@ def test_a_flow_within_a_tenant_cannot_become_another_tenant():
     assert (terms.tenant, terms.account) == ("acme/other", "acme")
 
 
+def test_a_program_belongs_to_its_tenant_so_that_nobody_can_use_up_anothers_turns():
+    terms = terms_of(acme(TrustedHeader.PROGRAM), [(b"x-beaconry-program", b"agent-7")], None, {})
+    assert (terms.program, terms.tenant) == ("acme/agent-7", "acme")
+
+
 def test_what_is_not_said_is_taken_from_objective_then_tenant_then_model():
     caller = acme(TrustedHeader.OBJECTIVE, weight=3.0, defaults=Objective(priority=2, ttl_s=20.0, slo_itl_s=0.02))
     model = Objective(priority=1, ttl_s=1.0, slo_ttft_s=9.0)
@@ -72,7 +77,7 @@ def test_a_priority_of_zero_is_a_priority():
     assert terms.priority == 0
 
 
-@pytest.mark.parametrize("value", [b"", b"0", b"-5", b"nan", b"inf", b"soon", b"1e999", b"\xff"])
+@pytest.mark.parametrize("value", [b"", b"0", b"-5", b"nan", b"inf", b"soon", b"1e999", b"1e-322", b"\xff"])
 def test_an_objective_that_is_no_time_is_refused_by_its_name_only_where_it_is_trusted(value):
     headers = [(b"x-llm-d-slo-ttft-ms", value)]
     assert terms_of(Caller(), headers, None, {}) == PLAIN
@@ -80,7 +85,7 @@ def test_an_objective_that_is_no_time_is_refused_by_its_name_only_where_it_is_tr
     if not value:
         assert terms_of(trusting, headers, None, {}) == PLAIN
         return
-    with pytest.raises(CallerError, match="x-llm-d-slo-ttft-ms must be a number of milliseconds above 0"):
+    with pytest.raises(CallerError, match=r"x-llm-d-slo-ttft-ms must be a number of milliseconds, at least 0\.001"):
         terms_of(trusting, headers, None, {})
 
 
