@@ -94,6 +94,19 @@ def test_the_only_fast_engine_gets_more_from_a_policy_that_looks_at_load(policy)
     assert share > 0.3 if policy != "round-robin" else share == pytest.approx(0.25, abs=0.02)
 
 
+def test_memory_beside_the_gpu_and_noise_in_steps_are_simulated_as_the_engine_s_flags_say():
+    def with_flags(*flags):
+        small = TEXT.replace('"32"', '"32", ' + ", ".join(f'"{flag}"' for flag in ("--blocks", "1200", *flags)))
+        scenario = load_yaml(small, Scenario, "s.yaml")
+        return run_cell(scenario, cells(scenario)[0], Path())[0].summary
+
+    plain = with_flags()
+    assert with_flags("--kv-offloading-size", "8").hit_rate > plain.hit_rate
+    noisy = with_flags("--step-noise", "0.2")
+    assert noisy.ttft_s != plain.ttft_s
+    assert noisy == with_flags("--step-noise", "0.2")
+
+
 def test_an_unknown_pool_is_named_with_the_nearest():
     scenario = load_yaml(TEXT + "faults: [{type: crash, pool: engin, atS: 1}]\n", Scenario, "s.yaml")
     with pytest.raises(Exception, match=r'faults\[0\].pool: there is no pool "engin"; did you mean "engine"'):

@@ -4,6 +4,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import msgspec
 from msgspec import Struct
@@ -12,6 +13,7 @@ from beaconry.apps import engine as engine_verb
 from beaconry.apps.assemble import make_router
 from beaconry.config.gateway import Listen
 from beaconry.engine_model.engine import Engine
+from beaconry.engine_model.offload_tier import OffloadTier
 from beaconry.engine_model.values import EngineSettings
 from beaconry.io.engine.generation import EngineOptions
 from beaconry.io.preset_file import read_preset
@@ -60,7 +62,7 @@ def run_cell(
     `explain`: index of a request whose placements are returned; `steps_at_once`: 1 simulates every engine step by itself.
     """
     began_s = time.process_time()
-    machines = make_machines(scenario)
+    machines = make_machines(scenario, cell.seed)
     endpoints = machines.endpoints
     service = _service(scenario, scenario.service)
     config = msgspec.structs.replace(plan_gateway(service, Listen()), policy=cell.policy, profile=None)
@@ -103,8 +105,11 @@ class Machines(Struct, frozen=True, kw_only=True):
     """From a request's arrival at its engine to the engine's queue."""
 
 
-def make_machines(scenario: Scenario) -> Machines:
-    """Endpoints and engines, those included that are started later. OperatorError for engines without a preset."""
+def make_machines(scenario: Scenario, seed: int = 0) -> Machines:
+    """Endpoints and engines, those included that are started later; `seed` is of the noise in their steps.
+
+    OperatorError for engines without a preset.
+    """
     most = most_replicas(scenario)
     pools = tuple(msgspec.structs.replace(pool, replicas=most[pool.name]) for pool in scenario.service.pools)
     service = _service(scenario, msgspec.structs.replace(scenario.service, pools=pools))
@@ -118,7 +123,13 @@ def make_machines(scenario: Scenario) -> Machines:
         if options is None:  # a pool's engines differ in their ports only
             options = every_options[pool.name] = engine_verb.options_of(_arguments(scenario, pool, process.argv))
         settings = _with_blocks(options.settings, scenario.fleet.block_tokens)
-        engine = Engine(settings, options.step_time, record_events=scenario.fleet.kv_events)
+        engine = Engine(
+            settings,
+            options.step_time,
+            rng=Random(f"{seed} {process.name}"),
+            record_events=scenario.fleet.kv_events,
+            tiers=_tiers(options, settings.block_tokens),
+        )
         machines.endpoints[process.name] = process.endpoint
         machines.engines[process.name] = engine
         machines.request_s[process.name] = options.request_s
@@ -180,6 +191,14 @@ def _arguments(scenario: Scenario, pool: Pool, argv: tuple[str, ...]) -> argpars
     except argparse.ArgumentError as error:
         raise OperatorError(f'args of pool "{pool.name}": {error}') from None
     return known
+
+
+def _tiers(options: EngineOptions, block_tokens: int) -> tuple[OffloadTier, ...]:
+    """The memory beside the GPU, in blocks of another size."""
+    if options.offload is None:
+        return ()
+    ratio = block_tokens / options.settings.block_tokens
+    return (OffloadTier(max(int(options.offload.blocks / ratio), 1), options.offload.load_s * ratio),)
 
 
 def _with_blocks(settings: EngineSettings, block_tokens: int) -> EngineSettings:

@@ -300,7 +300,8 @@ class Engine:
 
     def fresh(self) -> "Engine":
         """Return an engine like this one, as it was when it was made."""
-        return Engine(self.settings, self.step_time, rng=self._rng, record_events=self._pool.records_events)
+        pool, tiers = self._pool, [tier.fresh() for tier in self._pool.tiers]
+        return Engine(self.settings, self.step_time, rng=self._rng, record_events=pool.records_events, tiers=tiers)
 
     def copy(self, rng: Random | None = None) -> "Engine":
         """Return an independent engine in the same state, to be run ahead. It records no events, and has noise only with an rng."""

@@ -30,6 +30,10 @@ class OffloadTier:
         self.kind = kind
         self._blocks: dict[int, None] = {}
 
+    def fresh(self) -> "OffloadTier":
+        """An empty one like this."""
+        return OffloadTier(self.num_blocks, self.load_s, self.kind)
+
     def __len__(self) -> int:
         return len(self._blocks)
 
