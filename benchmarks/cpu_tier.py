@@ -8,14 +8,12 @@ nothing of these figures: it supposes, and learns. All caches are cold at the st
     python -m benchmarks.cpu_tier
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from random import Random
-from typing import Any
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
-from beaconry.config.gateway import Deadlines, Health, Retry
 from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.offload_tier import OffloadTier
 from beaconry.kvindex.approximate import ApproximateIndex
@@ -24,19 +22,15 @@ from beaconry.latency.rates import RateBook
 from beaconry.latency.tier_loads import TierLoads
 from beaconry.plugins.registry import Registry
 from beaconry.router.caches import Caches
-from beaconry.router.effects import Effect
-from beaconry.router.facts import EndpointSeen, Fact, KvEvents, KvSourceChanged, RequestArrived
-from beaconry.router.router import Router
 from beaconry.scheduling.scheduler import make_scheduler
+from beaconry.sim.conditions import Conditions
 from beaconry.sim.fleet import Fleet
-from beaconry.sim.prompt import block_hashes
 from beaconry.values.endpoint import Endpoint
-from beaconry.values.kv_events import AllBlocksCleared, KvEvent, SourceState, Tier
-from beaconry.workload.ideal import prompt_spans
+from beaconry.values.kv_events import AllBlocksCleared, KvEvent, Tier
 from beaconry.workload.plan import Plan
-from beaconry.workload.request import PlannedRequest
 from benchmarks import report
 from benchmarks.policies import COUNTED_S, DRAIN_S, SETTINGS, TIMING, outcome, prefixes
+from benchmarks.virtual_router import virtual_router
 
 ENGINES = 4
 RATES = (12, 16, 24)
@@ -46,42 +40,6 @@ OPENINGS = prefixes(96, 4000, 8000, 0.6)
 KV_BYTES_PER_TOKEN = 131_072
 CPU_BLOCKS = 4 * SETTINGS.num_blocks
 SHARED_BLOCKS = 64 * SETTINGS.num_blocks
-
-
-class Hearing(Router):
-    """A router that hears the engines' KV events, and whose requests carry the keys of their blocks, if there are engines to hear."""
-
-    def __init__(self, engines: Mapping[str, Engine], **parts: Any) -> None:
-        super().__init__(**parts)
-        self._engines = engines
-        self.planned: PlannedRequest | None = None
-        """The one that arrives next."""
-
-    def handle(self, fact: Fact, now_s: float) -> list[Effect]:
-        """Take what the engines have told since the last fact, then this one."""
-        for name, engine in self._engines.items():
-            if events := engine.take_events():
-                super().handle(KvEvents(name, 0, tuple(events)), now_s)
-        if isinstance(fact, RequestArrived) and self._engines:
-            assert self.planned is not None
-            size = SETTINGS.block_tokens
-            keys = tuple(block_hashes(prompt_spans(self.planned), size))
-            fact = RequestArrived(structs.replace(fact.request, keys=keys, key_tokens=size))
-        effects = super().handle(fact, now_s)
-        if isinstance(fact, EndpointSeen) and self._engines:
-            super().handle(KvSourceChanged(fact.endpoint.name, 0, SourceState.EXACT, ""), now_s)
-        return effects
-
-
-class HeardPlan(Plan):
-    """Tells the router which request it now sends."""
-
-    router: Hearing
-
-    def take(self) -> PlannedRequest:
-        """Remove the next request."""
-        self.router.planned = request = super().take()
-        return request
 
 
 class GpuOnly(ExactIndex):
@@ -146,19 +104,16 @@ def run(name: str, rate: int, seed: int) -> Row:
         engines[f"e{i}"] = Engine(SETTINGS, TIMING, tiers=tiers, record_events=setup.exact)
         endpoints[f"e{i}"] = Endpoint(name=f"e{i}", host="sim", port=1, model="m")
     rates = RateBook()
-    router = Hearing(
-        engines if setup.exact else {},
-        scheduler=make_scheduler(setup.policy, rates, Registry.installed()),
-        caches=Caches(ApproximateIndex(), GpuOnly() if setup.gpu_only else ExactIndex(), TierLoads(rates)),
-        rates=rates,
-        rng=Random(seed),
-        deadlines=Deadlines(),
-        retry=Retry(),
-        health=Health(),
+    exact = GpuOnly() if setup.gpu_only else ExactIndex()
+    router = virtual_router(
+        make_scheduler(setup.policy, rates, Registry.installed()),
+        rates,
+        seed,
+        caches=Caches(ApproximateIndex(), exact, TierLoads(rates)),
     )
-    plan = HeardPlan(OPENINGS(rate, Random(seed)), until_s=until_s)
-    plan.router = router
-    samples = Fleet(router, engines, endpoints).run(plan, until_s=until_s + DRAIN_S)
+    plan = Plan(OPENINGS(rate, Random(seed)), until_s=until_s)
+    fleet = Fleet(router, engines, endpoints, conditions=Conditions(kv_events=setup.exact))
+    samples = fleet.run(plan, until_s=until_s + DRAIN_S)
     told = outcome(samples, WARMUP_S, workload=name, load=rate, policy=setup.policy, seed=seed)
     totals = [engine.statistics() for engine in engines.values()]
     prompts = [statistics.prompt_tokens for statistics in totals]

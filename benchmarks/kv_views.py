@@ -22,15 +22,11 @@ from typing import Any
 
 from msgspec import Struct
 
-from beaconry.config.gateway import Deadlines, Health, Retry
 from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.step_time import LinearStepTime
 from beaconry.engine_model.values import EngineSettings
-from beaconry.kvindex.approximate import ApproximateIndex
-from beaconry.kvindex.exact import ExactIndex
 from beaconry.latency.rates import RateBook
 from beaconry.plugins.registry import Registry
-from beaconry.router.caches import Caches
 from beaconry.router.router import Router
 from beaconry.scheduling.scheduler import make_scheduler
 from beaconry.sim.conditions import Conditions
@@ -44,6 +40,7 @@ from beaconry.workload.sample import Sample
 from beaconry.workload.traces import Replay, read_trace, replay
 from benchmarks.policies import SETTINGS, TIMING, prefixes
 from benchmarks.report import options, save, table
+from benchmarks.virtual_router import virtual_router
 
 ENGINES = 4
 EVENT_DELAY_S = 0.002
@@ -140,15 +137,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
 
 def router(policy: str, seed: int) -> Router:
     rates = RateBook()
-    return Router(
-        scheduler=make_scheduler(policy, rates, Registry.installed()),
-        caches=Caches(ApproximateIndex(), ExactIndex()),
-        rates=rates,
-        rng=Random(seed),
-        deadlines=Deadlines(),
-        retry=Retry(),
-        health=Health(),
-    )
+    return virtual_router(make_scheduler(policy, rates, Registry.installed()), rates, seed)
 
 
 def run(trace: Path | None, size: int, case: tuple[str, str, str, int]) -> Outcome:

@@ -15,16 +15,11 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from beaconry.config.gateway import Deadlines, Health, Retry
 from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.step_time import LinearStepTime
 from beaconry.engine_model.values import EngineSettings
-from beaconry.kvindex.approximate import ApproximateIndex
-from beaconry.kvindex.exact import ExactIndex
 from beaconry.latency.rates import RateBook
 from beaconry.plugins.registry import Registry
-from beaconry.router.caches import Caches
-from beaconry.router.router import Router
 from beaconry.scheduling.scheduler import Scheduler, make_scheduler
 from beaconry.sim.fleet import Fleet
 from beaconry.values.candidate import Candidate
@@ -38,6 +33,7 @@ from beaconry.workload.request import Message, PlannedRequest, Span, Turn
 from beaconry.workload.sample import Sample
 from beaconry.workload.synthetic import Bounds, Shape, conversations
 from benchmarks import report
+from benchmarks.virtual_router import virtual_router
 
 LOADS = (50, 70, 95, 120)
 POLICIES = ("expected-cost", "sticky", "pinned", "prefix-only", "llm-d-weighted", "least-requests", "round-robin")
@@ -163,15 +159,7 @@ def run(workload: str, load: int, policy: str, seed: int) -> Outcome:
     scheduler = (
         Scheduler(policy, plan.pinned) if policy == "pinned" else make_scheduler(policy, rates, Registry.installed())
     )
-    router = Router(
-        scheduler=scheduler,
-        caches=Caches(ApproximateIndex(), ExactIndex()),
-        rates=rates,
-        rng=Random(seed),
-        deadlines=Deadlines(),
-        retry=Retry(),
-        health=Health(),
-    )
+    router = virtual_router(scheduler, rates, seed)
     engines, endpoints = {}, {}
     for i in range(setup.engines):
         name, slow = f"engine-{i}", 2.0 if i < setup.slow else 1.0

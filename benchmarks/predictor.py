@@ -18,17 +18,12 @@ from statistics import median
 
 from msgspec import Struct, structs
 
-from beaconry.config.gateway import Deadlines, Health, Retry
 from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.presets import variant
 from beaconry.engine_model.step_time import StepTime
-from beaconry.kvindex.approximate import ApproximateIndex
-from beaconry.kvindex.exact import ExactIndex
 from beaconry.latency.forecasts import Forecasts
 from beaconry.latency.rates import RateBook
 from beaconry.plugins.registry import Registry
-from beaconry.router.caches import Caches
-from beaconry.router.router import Router
 from beaconry.scheduling.scheduler import make_scheduler
 from beaconry.sim.fleet import Fleet
 from beaconry.values.candidate import Candidate, Forecast
@@ -38,6 +33,7 @@ from beaconry.workload.arrivals import poisson
 from beaconry.workload.plan import Plan
 from beaconry.workload.request import Message, PlannedRequest, Span, Turn
 from benchmarks import report
+from benchmarks.virtual_router import virtual_router
 
 AFTER = 100
 """Requests that only teach."""
@@ -187,16 +183,8 @@ def record(setup: Setup, requests: int, seed: int) -> Recorder:
     """One cold start: `requests` requests and what was predicted for them."""
     rates = RateBook()
     recorder = Recorder(rates)
-    router = Router(
-        scheduler=make_scheduler("expected-cost", rates, Registry.installed()),
-        caches=Caches(ApproximateIndex(), ExactIndex()),
-        rates=rates,
-        rng=Random(seed),
-        deadlines=Deadlines(),
-        retry=Retry(),
-        health=Health(),
-        forecasts=recorder,
-    )
+    scheduler = make_scheduler("expected-cost", rates, Registry.installed())
+    router = virtual_router(scheduler, rates, seed, forecasts=recorder)
     preset = variant(setup.preset)
     settings = structs.replace(preset.settings(), step_noise=setup.noise, max_num_batched_tokens=setup.budget)
     engines, endpoints = {}, {}

@@ -21,16 +21,13 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from beaconry.config.gateway import Deadlines, Health, Profile, Retry
+from beaconry.config.gateway import Profile
 from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.presets import variant
-from beaconry.kvindex.approximate import ApproximateIndex
-from beaconry.kvindex.exact import ExactIndex
 from beaconry.latency.forecasts import Forecasts
 from beaconry.latency.rates import RateBook
 from beaconry.latency.variant_book import Foreseen
 from beaconry.plugins.registry import Registry
-from beaconry.router.caches import Caches
 from beaconry.router.effects import Effect
 from beaconry.router.facts import Fact, LoadSampled, RequestArrived
 from beaconry.router.router import Router
@@ -47,6 +44,7 @@ from beaconry.workload.sample import Sample, Slo
 from beaconry.workload.synthetic import Bounds, Shape, conversations
 from beaconry.workload.traces import Replay, read_trace, replay
 from benchmarks import report
+from benchmarks.virtual_router import virtual_router
 
 CLASSES = {
     "strict": (0.3, Slo(ttft_s=1.0, itl_s=0.03)),
@@ -187,18 +185,9 @@ def run(case: Case) -> Outcome:
     rates = WrongRates(Random(case.seed)) if wrong else RateBook()
     forecasts = WrongForecasts(rates, Random(-case.seed)) if wrong else Forecasts(rates)
     profiles: dict[str, str | Profile] = {"objectives": "expected-cost", "token-load": TOKEN_LOAD}
-    router = Router(
-        scheduler=make_scheduler(
-            profiles.get(name, name), rates, Registry.installed(), forecasts if name == "objectives" else None
-        ),
-        caches=Caches(ApproximateIndex(), ExactIndex()),
-        rates=rates,
-        rng=Random(case.seed),
-        deadlines=Deadlines(),
-        retry=Retry(),
-        health=Health(),
-        forecasts=forecasts,
-    )
+    asked = forecasts if name == "objectives" else None
+    scheduler = make_scheduler(profiles.get(name, name), rates, Registry.installed(), asked)
+    router = virtual_router(scheduler, rates, case.seed, forecasts=forecasts)
     preset = variant(case.preset)
     settings = structs.replace(preset.settings(BLOCK_TOKENS), step_noise=0.03)
     engines, endpoints = {}, {}

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import yaml
 from msgspec import Meta, to_builtins
 
-from beaconry.config.gateway import Section
+from beaconry.config.section import Section
 from beaconry.engine_model.presets import Preset, Provenance
 from beaconry.engine_model.step_time import LinearStepTime
 from beaconry.engine_model.values import EngineSettings
