@@ -185,7 +185,7 @@ class Spec(Section, frozen=True):
     pools: Annotated[tuple[Pool, ...], Meta(min_length=1)] = (Pool(),)
     router: Router = Router()
     NOT_YET: ClassVar[Mapping[str, str]] = {
-        "slo": "no policy reads targets yet; remove it",
+        "slo": "set router.models.NAME.defaults (sloTtftS, sloItlS) instead",
         "kvTransfer": "every request runs on one engine; remove it, or pass --kv-transfer-config in engine.args",
         "kvCacheOffloading": "set engine.kvOffloadingGib instead",
         "rollout": "stop and start `up` to change engines; remove it",

@@ -78,7 +78,9 @@ class ExpectedCost:
             rows.append((prediction.ttft_s, decode_s, others_s))
             totals.append(prediction.ttft_s + decode_s + others_s)
         for name, term in self._extra:
-            self._add(name, term, request, candidates, predictions, rows, totals)
+            for i, cost_s in enumerate(self._column(name, term, request, candidates, predictions)):
+                rows[i] += (cost_s,)
+                totals[i] += cost_s
         winner = pick_least(totals, rng)
         return Ranking(
             winner=winner,
@@ -89,27 +91,23 @@ class ExpectedCost:
             why=_why(request, candidates[winner], longest),
         )
 
-    def _add(  # noqa: PLR0917 one column of one table
+    def _column(
         self,
         name: str,
         term: CostTerm,
         request: Request,
         candidates: Sequence[Candidate],
         predictions: Sequence[Prediction],
-        rows: list[tuple[float, ...]],
-        totals: list[float],
-    ) -> None:
-        """Add a further term to rows and totals; one that raises or is not finite costs nothing."""
+    ) -> list[float]:
+        """A further term's cost of each candidate; a term that raises or is not finite costs nothing."""
         try:
             costs = [term.cost_s(request, c, p) for c, p in zip(candidates, predictions, strict=True)]
             if not all(map(isfinite, costs)):
                 raise ValueError("costs must be finite")  # noqa: TRY301 handled as any fault of it
         except Exception as error:  # noqa: BLE001 a plugin's fault must not become the caller's
             self._failures.note(f"cost-term/{name}", error)
-            costs = [0.0] * len(candidates)
-        for i, cost_s in enumerate(costs):
-            rows[i] += (cost_s,)
-            totals[i] += cost_s
+            return [0.0] * len(candidates)
+        return costs
 
 
 def _holders(request: Request, candidates: Sequence[Candidate]) -> tuple[int, float]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.benchmarks.test_smoke import smoke
+from tests.unit.benchmarks.smoke import smoke
 
 pytestmark = pytest.mark.smoke
 

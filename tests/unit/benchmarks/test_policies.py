@@ -1,22 +1,10 @@
 """The policy benchmarks' short forms run, print their figures, and write them as JSON."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
+from tests.unit.benchmarks.smoke import smoke
+
 pytestmark = pytest.mark.smoke
-ROOT = Path(__file__).parents[3]
-
-
-def smoke(module, tmp_path):
-    file = tmp_path / "figures.json"
-    command = [sys.executable, "-m", f"benchmarks.{module}", "--smoke", "--json", str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout, json.loads(file.read_text())
 
 
 def test_policies_compares_the_default_with_stickiness_and_pinning(tmp_path):

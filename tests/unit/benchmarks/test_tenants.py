@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.benchmarks.test_smoke import smoke
+from tests.unit.benchmarks.smoke import smoke
 
 pytestmark = pytest.mark.smoke
 

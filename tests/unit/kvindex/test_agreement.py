@@ -1,8 +1,6 @@
 """The self-test against recorded events of real engines: our hashes agree, and where they cannot, the warning says why."""
 
-import struct
 from array import array
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -11,26 +9,16 @@ from beaconry.kvindex.agreement import HashSettings, agreement
 from beaconry.values.block_hash import DEFAULT_SEED, MASK64, BlockHasher
 from beaconry.values.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, Tier
 from beaconry.wire.kv_events import decode, parse_frames
+from tests.unit.wire.recordings import recorded
 
-RECORDED = Path(__file__).parents[2] / "fixtures" / "kv_events"
 CBOR = HashSettings(algorithm="sha256_cbor", seed="0", block_tokens=32)
 DEFAULT = HashSettings(algorithm="sha256", seed=DEFAULT_SEED, block_tokens=32)
 ADAPTERS = {"ad1": "tiny-lora"}
 
 
-def recorded(name):
-    """All events of a recording; its form is told in test_kv_events.py."""
-    data, at, events = (RECORDED / f"{name}.frames.bin").read_bytes(), 0, []
-    while at < len(data):
-        (count,) = struct.unpack_from(">I", data, at)
-        at += 4
-        frames = []
-        for _ in range(count):
-            (length,) = struct.unpack_from(">I", data, at)
-            frames.append(data[at + 4 : at + 4 + length])
-            at += 4 + length
-        events += decode(parse_frames(frames)[1], tokens=True).events
-    return events
+def events_of(name):
+    """All events of a recording."""
+    return [event for frames in recorded(name) for event in decode(parse_frames(frames)[1], tokens=True).events]
 
 
 def changed(settings, **fields):
@@ -48,7 +36,7 @@ def changed(settings, **fields):
     ],
 )
 def test_all_blocks_that_real_engines_announced_agree(name, settings, blocks):
-    result = agreement(recorded(name), settings, ADAPTERS)
+    result = agreement(events_of(name), settings, ADAPTERS)
     assert (result.blocks, result.agreed, result.unverifiable, result.warning) == (blocks, blocks, 0, "")
     assert result.exact
     assert result.share == 1.0
@@ -64,7 +52,7 @@ def test_all_blocks_that_real_engines_announced_agree(name, settings, blocks):
     ],
 )
 def test_a_wrong_way_of_hashing_is_named_together_with_the_right_one(name, configured, engine, cause):
-    result = agreement(recorded(name), configured, ADAPTERS)
+    result = agreement(events_of(name), configured, ADAPTERS)
     assert result.agreed == 0 < result.blocks
     assert result.engine == engine
     assert cause in result.warning
@@ -82,13 +70,13 @@ def test_an_engine_that_seeds_itself_at_random_is_found_out_as_a_stranger():
 
 
 def test_another_block_size_is_warned_of_although_the_hashes_agree():
-    result = agreement(recorded("vllm032_sha256_default"), changed(DEFAULT, block_tokens=16))
+    result = agreement(events_of("vllm032_sha256_default"), changed(DEFAULT, block_tokens=16))
     assert (result.share, result.block_tokens, result.exact) == (1.0, 32, False)
     assert "--block-size 16" in result.warning
 
 
 def test_an_adapter_whose_path_is_unknown_is_left_out_and_a_wrong_path_is_warned_of():
-    events = recorded("vllm032_sha256_cbor_u64")
+    events = events_of("vllm032_sha256_cbor_u64")
     assert agreement(events, CBOR).unverifiable == 3
     assert agreement(events, CBOR).exact
     wrong = agreement(events, CBOR, {"ad1": "elsewhere"})
@@ -98,7 +86,7 @@ def test_an_adapter_whose_path_is_unknown_is_left_out_and_a_wrong_path_is_warned
 
 
 def test_blocks_whose_beginning_was_not_seen_cannot_be_verified():
-    events = [event for event in recorded("vllm032_sha256_default") if isinstance(event, BlockStored)]
+    events = [event for event in events_of("vllm032_sha256_default") if isinstance(event, BlockStored)]
     orphans = [event for event in events if event.parent_hash is not None]
     result = agreement(orphans, DEFAULT)
     assert (result.blocks, result.share, result.warning) == (0, None, "")

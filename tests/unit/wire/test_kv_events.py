@@ -1,8 +1,6 @@
 """KV events as recorded from real engines, as older engines wrote them, and as nobody should."""
 
-import struct
 from contextlib import suppress
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -12,23 +10,9 @@ from hypothesis import strategies as st
 from beaconry.values.errors import EngineError
 from beaconry.values.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KvBatch, Tier
 from beaconry.wire.kv_events import END, Form, decode, encode, encode_frames, parse_frames, split
+from tests.unit.wire.recordings import recorded
 
-RECORDED = Path(__file__).parents[2] / "fixtures" / "kv_events"
 LOW_64 = (1 << 64) - 1
-
-
-def recorded(name):
-    """The messages of a recording: frame count, then length and bytes of each frame, all counts 4 bytes big-endian."""
-    data, at = (RECORDED / f"{name}.frames.bin").read_bytes(), 0
-    while at < len(data):
-        (count,) = struct.unpack_from(">I", data, at)
-        at += 4
-        frames = []
-        for _ in range(count):
-            (length,) = struct.unpack_from(">I", data, at)
-            frames.append(data[at + 4 : at + 4 + length])
-            at += 4 + length
-        yield frames
 
 
 def payload(*events, ts=1.5, rank=0):
