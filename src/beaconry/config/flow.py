@@ -5,15 +5,16 @@ Nothing here needs tuning to an engine: how much an engine can use at once is le
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
-ABOVE_0 = Meta(gt=0)
+from beaconry.config.section import ABOVE_0, Section
+
 SHARE = Meta(gt=0, le=1)
 Fairness = Literal["tokens", "requests", "round-robin", "least-attained"]
 Ordering = Literal["fcfs", "edf", "slo"]
 
 
-class BandConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+class BandConfig(Section, frozen=True):
     """One priority. Requests of a priority that no band names get a band of their own with these defaults."""
 
     name: str
@@ -35,7 +36,7 @@ class BandConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     queued_bytes: Annotated[int, Meta(ge=0)] | None = None
 
 
-class Flow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+class Flow(Section, frozen=True):
     """When requests are sent on to an engine."""
 
     enabled: bool = True

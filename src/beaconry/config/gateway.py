@@ -8,14 +8,13 @@ from typing import Annotated
 from msgspec import Meta, field
 
 from beaconry.config.flow import Flow
-from beaconry.config.section import Section as Section  # noqa: PLC0414 others take it from here
+from beaconry.config.section import ABOVE_0, Section
 from beaconry.config.tenants import ModelConfig, Objective, Tenants, TrustedHeader
 from beaconry.values.endpoint import EngineType, KvEventsAddress, Role
 from beaconry.values.kv_events import KvBlocks
 
 PATH = Meta(pattern=r"^/[\x21-\x7e]*$")
 """An absolute path without spaces or control characters: it goes onto the request line as it is."""
-ABOVE_0 = Meta(gt=0)
 
 
 class Listen(Section, frozen=True):

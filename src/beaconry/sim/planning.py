@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from beaconry.config.gateway import Section
+from beaconry.config.section import Section
 from beaconry.engine_model.presets import Variant, variant
 from beaconry.manifests.model_service import (
     Accelerator,

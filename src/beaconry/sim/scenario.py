@@ -16,8 +16,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from beaconry.config.gateway import ABOVE_0
-from beaconry.config.section import Section
+from beaconry.config.section import ABOVE_0, Section
 from beaconry.manifests.model_service import Metadata, Spec
 from beaconry.sim.workloads import Trace, Workload
 

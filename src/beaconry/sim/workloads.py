@@ -12,8 +12,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 from msgspec.structs import replace
 
-from beaconry.config.gateway import ABOVE_0
-from beaconry.config.section import Section
+from beaconry.config.section import ABOVE_0, Section
 from beaconry.values.errors import OperatorError
 from beaconry.workload import arrivals
 from beaconry.workload.request import Message, PlannedRequest, Span, Turn

@@ -69,7 +69,10 @@ def test_engine_types_have_fields_of_their_own():
             "  pools: [{scaling: {minReplicas: 1}}]",
             "spec.pools[0].scaling: understood, but not acted on in this version",
         ),
-        ("  slo: {ttft: 2s}", "spec.slo: understood, but not acted on in this version: set router.models.NAME.defaults"),
+        (
+            "  slo: {ttft: 2s}",
+            "spec.slo: understood, but not acted on in this version: set router.models.NAME.defaults",
+        ),
         ("  kvTransfer: {connector: nixl}", "spec.kvTransfer: understood, but not acted on in this version"),
         ("  engine: {type: vllm, image: x}", "spec.engine.image: understood, but not acted on in this version"),
         ("  engine: {type: sim, speed: 0}", "spec.engine.speed: expected a number > 0.0, found 0"),
