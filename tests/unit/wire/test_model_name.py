@@ -27,6 +27,12 @@ def naive(data: bytes) -> bytes:
     return re.sub(rb'("model"\s*:\s*)"org/target-v2"', rb'\1"alias"', data)
 
 
+def in_order(data: bytes) -> bytes:
+    """As `naive`, but what is a pair's value already begins no other pair."""
+    pair = re.compile(rb'("model"\s*:\s*)("(?:[^"\\]|\\.)*")', re.DOTALL)
+    return pair.sub(lambda m: m[1] + (b'"alias"' if m[2] == b'"org/target-v2"' else m[2]), data)
+
+
 def test_a_whole_event_leaves_at_once_with_the_name_that_was_asked_for():
     restorer = NameRestorer(TARGET, ASKED)
     assert restorer.feed(EVENT) == EVENT.replace(b"org/target-v2", b"alias")
@@ -72,12 +78,29 @@ def test_everything_else_passes_byte_exact(text, cuts):
     assert restored(pieces_of(text, cuts)) == text
 
 
-TEXTS = st.lists(
-    st.sampled_from(
-        [EVENT, b'"model"', b' : "org/target-v2"', b'"', b"\\", b'"mo', b'del":', b'"org/target', b"-v2", b",", b"\n\n"]
-    ),
-    max_size=12,
-).map(b"".join)
+TEXTS = (
+    st.lists(
+        st.sampled_from(
+            [
+                EVENT,
+                b'"model"',
+                b' : "org/target-v2"',
+                b'"',
+                b"\\",
+                b'"mo',
+                b'del":',
+                b'"org/target',
+                b"-v2",
+                b",",
+                b"\n\n",
+            ]
+        ),
+        max_size=12,
+    )
+    .map(b"".join)
+    .filter(lambda text: in_order(text) == naive(text))
+)
+"""Hardly JSON, but as in JSON no value is followed by a colon: `"model":"model":"org/target-v2"` could be read in two ways."""
 
 
 @given(TEXTS, st.lists(st.integers(0, 1000), max_size=20))
