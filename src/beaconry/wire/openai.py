@@ -30,9 +30,11 @@ RESERVED_KEYS = frozenset(
         "bootstrap_host",
         "bootstrap_port",
         "bootstrap_room",
+        "priority",
     }
 )
-"""Where a leg's peer is named (vLLM, LMCache, TensorRT-LLM, SGLang): from a client they can hang or kill an engine."""
+"""Where a leg's peer is named (vLLM, LMCache, TensorRT-LLM, SGLang): from a client they can hang or kill an engine. And what lets a
+request pass all others that wait in an engine which schedules by priority: who may go first is for objectives and tenants to say."""
 RESERVED_XARGS = RESERVED_KEYS | {"kv_cache_report_mode"}
 """In `vllm_xargs` also what makes an engine report blocks as stored that it has reported before: others' cache views would be wrong."""
 
@@ -59,6 +61,7 @@ class Body(Struct, kw_only=True):
     bootstrap_host: Reserved = UNSET
     bootstrap_port: Reserved = UNSET
     bootstrap_room: Reserved = UNSET
+    priority: Reserved = UNSET
 
     def prompt(self) -> tuple[bytes, int | None]:
         """Canonical text, and the exact token count if it is token ids."""
@@ -264,6 +267,7 @@ def _edited(fields: Body, body: bytes, model: str, *, ask_usage: bool) -> bytes:
         or fields.bootstrap_host is not UNSET
         or fields.bootstrap_port is not UNSET
         or fields.bootstrap_room is not UNSET
+        or fields.priority is not UNSET
         or (xargs is not None and not RESERVED_XARGS.isdisjoint(xargs))
     )
     if not reserved and model == fields.model:
