@@ -73,8 +73,11 @@ class _Open:
 class Forecasts:
     """All endpoints' forecasts. A ForecastSource for the scheduler; the router reports what happens to its legs."""
 
-    def __init__(self, rates: RateBook, coverage: float = COVERAGE) -> None:
-        """`coverage`: share of outcomes that shall lie below the upper end of the range."""
+    def __init__(self, rates: RateBook, coverage: float = COVERAGE, *, idle: bool = False) -> None:
+        """`coverage`: share of outcomes that shall lie below the upper end of the range. `idle`: see `_idle`."""
+        self._idle = idle
+        """Nobody has had an objective yet, so nobody asks: legs are not followed, which costs more than placing them. From the first
+        objective on they are; those in flight then are to the shadows what other routers' are."""
         self._rates = rates
         self._coverage = coverage
         self._books: dict[str, VariantBook] = {}
@@ -113,6 +116,10 @@ class Forecasts:
 
     def dispatched(self, leg: int, request: Request, candidate: Candidate, now_s: float) -> None:
         """`request` has been sent to `candidate`."""
+        if self._idle:
+            if request.slo_ttft_s is None and request.slo_itl_s is None:
+                return
+            self._idle = False
         twin = self._twin(candidate.endpoint)
         foreseen = closed = None
         if request.stream:

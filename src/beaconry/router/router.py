@@ -78,7 +78,7 @@ class Router:
         """`forecasts`: those that the scheduler asks, if it asks any."""
         self._scheduler = scheduler
         self._caches = caches
-        self._learning = Learning(caches, rates, Forecasts(rates) if forecasts is None else forecasts)
+        self._learning = Learning(caches, rates, Forecasts(rates, idle=True) if forecasts is None else forecasts)
         self._admission = Admission(flow, rates)
         self._rng = rng
         self._flow = flow

@@ -4,6 +4,7 @@ from itertools import islice
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
 from beaconry.config.gateway import Deadlines, Health, Retry
 from beaconry.engine_model.engine import Engine
@@ -87,6 +88,20 @@ def serve(forecasts, number, now_s, ttft_s):
     forecasts.ended(number, usage, end_s, finished=True)
     forecasts.check()
     return end_s
+
+
+def test_nothing_is_followed_before_somebody_has_an_objective():
+    forecasts = Forecasts(RateBook(), idle=True)
+    serve(forecasts, 1, 0.0, 0.2)
+    assert forecasts.statistics() == {}
+    forecasts.dispatched(2, request(2), candidate(), 1.0)
+    forecasts.dispatched(3, replace(request(3), slo_ttft_s=1.0), candidate(), 1.5)
+    assert len(forecasts.statistics()) == 1
+    forecasts.first_byte(2, 1.6)
+    forecasts.ended(2, None, 1.7, finished=False)  # it was there before: unknown, and no harm
+    forecasts.check()
+    forecasts.ended(3, None, 1.8, finished=False)
+    serve(forecasts, 4, 2.0, 0.2)
 
 
 def test_an_engine_beyond_prediction_is_forecast_by_the_closed_form_or_nobody_and_again_when_it_calms_down():
