@@ -43,6 +43,7 @@ _ERROR_CODES = {
     Outcome.QUEUE_FULL: "InferencePoolResourceExhausted",
     Outcome.DISPLACED: "InferencePoolResourceExhausted",
     Outcome.QUEUE_EXPIRED: "InferencePoolResourceExhausted",
+    Outcome.OBJECTIVE_MISSED: "InferencePoolResourceExhausted",
     Outcome.NO_ENDPOINT: "ServiceUnavailable",
     Outcome.SHUTTING_DOWN: "ServiceUnavailable",
     Outcome.ENGINE_FAILED: "ModelServerError",

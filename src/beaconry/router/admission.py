@@ -16,10 +16,11 @@ from beaconry.flowcontrol.band import Band
 from beaconry.flowcontrol.control import FlowControl
 from beaconry.flowcontrol.ticket import Ticket, Why
 from beaconry.latency.rates import RateBook
-from beaconry.router.exchange import Leg
+from beaconry.router.exchange import Exchange, Leg
 from beaconry.router.member import Member
 from beaconry.router.statistics import WAIT_BOUNDS_S, BandFigures, FlowStatistics, Histogram
-from beaconry.values.candidate import Prediction
+from beaconry.scheduling.objectives import hopeless_s
+from beaconry.values.candidate import Forecast, Prediction
 from beaconry.values.endpoint import Role
 from beaconry.values.errors import InternalError
 from beaconry.values.outcome import Outcome
@@ -29,6 +30,7 @@ WHY_DROPPED = {
     Outcome.NO_ENDPOINT: "no engine can serve this model at present",
     Outcome.QUEUE_FULL: "too many requests are waiting; try again later",
     Outcome.DISPLACED: "too many requests are waiting, and others went first; try again later",
+    Outcome.OBJECTIVE_MISSED: "the first token would come after this request's objective; try again later",
     Outcome.QUEUE_EXPIRED: "the engines had no room for this request in time; try again later",
 }
 """What callers are told who are not served."""
@@ -83,6 +85,19 @@ class Admission:
                 lane.tidy(band)
                 return True
         return False
+
+    def late_s(self, exchange: Exchange, forecasts: Iterable[Forecast], now_s: float) -> float:
+        """By how much a request that may be refused for it misses its objective at best; 0: it may be in time, or is served late.
+
+        Before it is queued (no `forecasts` yet) by the time that those before it take.
+        """
+        request, ticket = exchange.request, exchange.ticket
+        if request.slo_ttft_s is None or request.priority >= self._flow.refuse_late_below or exchange.attempts:
+            return 0.0
+        if ticket is None or not ticket.waiting:
+            return hopeless_s(request, forecasts, now_s) or 0.0
+        wait_s = self.queue.predicted_wait_s(ticket, now_s) or 0.0
+        return max(now_s + wait_s - request.arrived_s - request.slo_ttft_s, 0.0)
 
     def next(self, model: str, members: list[Member], now_s: float) -> Ticket | None:
         """Whose turn it is, if one of the model's endpoints is open for it."""

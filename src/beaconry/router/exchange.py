@@ -53,7 +53,7 @@ class Leg:
 class Exchange:
     """One request from arrival to its one outcome."""
 
-    __slots__ = ("attempts", "leg", "request", "ticket", "tried")
+    __slots__ = ("attempts", "late_s", "leg", "request", "ticket", "tried")
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -62,5 +62,7 @@ class Exchange:
         self.ticket: Ticket | None = None
         """Its place in the queue, kept after dispatch; None if it was never queued."""
         self.attempts = 0
+        self.late_s = 0.0
+        """By how much its first token was to miss its objective at best; 0 unless it is refused for that."""
         self.tried: list[str] = []
         """Endpoints whose legs failed."""

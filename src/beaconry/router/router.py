@@ -6,7 +6,7 @@ is no longer known is late news and changes nothing. All waiting is bounded by t
 total); the earliest of them is asked for with WakeAt.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
@@ -49,6 +49,7 @@ from beaconry.router.retries import RetryBudget
 from beaconry.router.statistics import ModelCounters, RouterStatistics
 from beaconry.scheduling.scheduler import Scheduler
 from beaconry.tenancy.allowances import Allowances
+from beaconry.values.candidate import Forecast
 from beaconry.values.errors import InternalError
 from beaconry.values.outcome import Outcome
 from beaconry.values.request import Request
@@ -216,6 +217,17 @@ class Router:
         for victim in victims:
             outcome = Outcome.QUEUE_FULL if victim is ticket else Outcome.DISPLACED
             self._drop(self._exchanges[victim.request.id], outcome, now_s, effects)
+        if ticket.waiting:
+            self._refused_late(exchange, (), now_s, effects)
+
+    def _refused_late(
+        self, exchange: Exchange, forecasts: Iterable[Forecast], now_s: float, effects: list[Effect]
+    ) -> bool:
+        """Tell the truth early to who would be served too late, if its band is to be told."""
+        exchange.late_s = self._admission.late_s(exchange, forecasts, now_s)
+        if exchange.late_s:
+            self._drop(exchange, Outcome.OBJECTIVE_MISSED, now_s, effects)
+        return exchange.late_s > 0.0
 
     def _move_queue(self, now_s: float, effects: list[Effect]) -> None:
         """Drop what has waited for too long, place whose turn it is, and see to it that the next expiry is noticed."""
@@ -239,7 +251,7 @@ class Router:
         self._answer(exchange, status, outcome, WHY_DROPPED[outcome], now_s, effects)
 
     def _place(self, exchange: Exchange, now_s: float, effects: list[Effect]) -> bool:
-        """Choose an endpoint and start a leg there. False if there is none."""
+        """Choose an endpoint and start a leg there, or refuse what would be too late anywhere. False if there is none."""
         request = exchange.request
         finding = self._caches.find(request)
         members = self._members.worth_judging(request, exchange.tried, finding, now_s, self._rng)
@@ -247,6 +259,10 @@ class Router:
             return False
         candidates = [member.candidate(finding.view(member.endpoint), now_s) for member in members]
         decision = self._scheduler.schedule(request, candidates, now_s, self._rng)
+        if decision.ranking.forecasts and self._refused_late(
+            exchange, decision.ranking.forecasts.values(), now_s, effects
+        ):
+            return True
         ticket = exchange.ticket
         if ticket is not None and ticket.queued_s > 0 and not exchange.attempts:
             decision = replace(decision, queued_s=ticket.queued_s, waited_for=ticket.why.value)
@@ -380,7 +396,9 @@ class Router:
     ) -> None:
         """End an exchange whose answer has not begun."""
         retry_after_s = 1.0 if status == 503 else None
-        if status == 429 and exchange.ticket is not None:
+        if exchange.late_s:
+            retry_after_s = exchange.late_s
+        elif status == 429 and exchange.ticket is not None:
             retry_after_s = self._admission.queue.retry_after_s(exchange.ticket, now_s)
         effects.append(
             Answer(

@@ -19,6 +19,8 @@ class Outcome(StrEnum):
     """It gave way in the queue to a request of a higher band or of a tenant with less waiting."""
     QUEUE_EXPIRED = "queue-expired"
     """Not dispatched within its time to live."""
+    OBJECTIVE_MISSED = "objective-missed"
+    """Refused early: its first token would have come after its objective wherever it went."""
     NO_ENDPOINT = "no-endpoint"
     """Nobody to serve: all draining, ejected or gone."""
     ENGINE_FAILED = "engine-failed"

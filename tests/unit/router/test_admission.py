@@ -31,7 +31,9 @@ from beaconry.router.facts import (
     TimerDue,
 )
 from beaconry.router.router import Router
-from beaconry.scheduling.scheduler import make_scheduler
+from beaconry.scheduling.scheduler import Scheduler, make_scheduler
+from beaconry.values.candidate import Forecast, Source
+from beaconry.values.decision import Ranking
 from beaconry.values.endpoint import Endpoint
 from beaconry.values.outcome import DROPPED_REASONS, Outcome
 from beaconry.values.request import Api, Request, Usage
@@ -114,6 +116,51 @@ def test_who_does_not_wait_passes_the_queue_by_unless_somebody_keeps_accounts(fa
     assert (bench.router._exchanges["r"].ticket is not None) == kept
     (band,) = [band for band in bench.router.statistics(0.0).flow.bands if band.band == "d"]
     assert band.waits.count == 1
+
+
+def test_who_would_be_too_late_behind_the_queue_is_told_so_at_once_if_it_may_be_shed():
+    bench = Bench("a")
+    now = bench.fill("r")["r"]
+    for i in range(6):  # a pace of two a second, and four that wait
+        assert bench.arrive(f"w{i}") == []
+    for _ in range(2):
+        (now,) = bench.tell(LegStarted(now.leg), after_s=0.5)
+    answer, ended = bench.arrive("late", priority=-1, slo_ttft_s=0.5)
+    assert isinstance(answer, Answer)
+    assert (answer.status, ended.outcome) == (429, Outcome.OBJECTIVE_MISSED)
+    assert 1.0 < answer.retry_after_s < 3.0
+    assert bench.arrive("patient", priority=-1, slo_ttft_s=60.0) == []
+    assert bench.arrive("promised", priority=0, slo_ttft_s=0.5) == []
+    assert bench.arrive("whenever", priority=-1) == []
+
+
+class Foreseeing:
+    """A policy that foresees the same first token everywhere, with its range."""
+
+    def __init__(self, low_s: float) -> None:
+        self.low_s = low_s
+
+    def rank(self, request: Request, candidates: object, now_s: float, rng: Random) -> Ranking:
+        ttft = {"ttft_s": self.low_s + 1.0, "ttft_low_s": self.low_s, "ttft_high_s": self.low_s + 2.0}
+        itl = {"itl_s": 0.1, "itl_low_s": 0.1, "itl_high_s": 0.1}
+        return Ranking(winner=0, forecasts={0: Forecast(source=Source.SHADOW, **ttft, **itl)})
+
+
+@pytest.mark.parametrize(
+    ("priority", "slo_ttft_s", "low_s", "served"),
+    [(-1, 2.0, 2.5, False), (-1, 2.0, 1.5, True), (0, 2.0, 2.5, True), (-1, None, 2.5, True)],
+)
+def test_what_is_forecast_to_be_too_late_everywhere_is_refused_if_it_may_be_shed(
+    priority: int, slo_ttft_s: float | None, low_s: float, served: bool
+):
+    bench = Bench("ab")
+    bench.router._scheduler = Scheduler("foreseeing", Foreseeing(low_s))
+    effects = bench.arrive("r", priority=priority, slo_ttft_s=slo_ttft_s)
+    if served:
+        assert isinstance(effects[0], StartLeg)
+    else:
+        assert outcomes(effects) == {"r": Outcome.OBJECTIVE_MISSED}
+        assert effects[0].retry_after_s == pytest.approx(0.5)
 
 
 def test_without_flow_control_nothing_waits():
