@@ -49,7 +49,11 @@ service:
   model: {{uri: "hf://meta-llama/Llama-3.1-8B-Instruct"}}
   engine: {{type: sim, preset: llama-3.1-8b/h100}}
   pools: [{{name: engine, replicas: {engines}}}]
-  router: {{policy: {policy}, shortlistAbove: {shortlist_above}, deadlines: {{firstByteS: 1e6, totalS: 1e6, idleS: 1e6}}}}
+  router:
+    policy: {policy}
+    shortlistAbove: {shortlist_above}
+    deadlines: {{firstByteS: 1e6, totalS: 1e6, idleS: 1e6}}
+    flow: {{ttlS: 1e6, queuedRequests: 1000000000, queuedTokens: 1000000000000}}  # nothing is refused
 fleet: {{blockTokens: {block_tokens}}}
 slo: {{ttftS: 2, itlS: 0.05}}
 warmupS: {warmup_s}
