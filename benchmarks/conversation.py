@@ -8,13 +8,9 @@ Engines may run faster than real (`--speed`); latencies are given in the engines
 """
 
 import argparse
-import asyncio
 import json
-import signal
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -22,9 +18,8 @@ from random import Random
 import uvloop
 
 from beaconry.apps.bench import BenchOptions, run_bench
-from beaconry.io.children.supervisor import free_ports
 from beaconry.io.load.client import LoadOptions
-from beaconry.io.load.target import Target, parse_target
+from beaconry.io.load.target import parse_target
 from beaconry.workload.arrivals import poisson
 from beaconry.workload.plan import Plan
 from beaconry.workload.request import PlannedRequest
@@ -33,6 +28,7 @@ from beaconry.workload.summary import Summary
 from beaconry.workload.synthetic import Bounds, Shape, conversations
 from beaconry.workload.traces import Replay, read_trace, replay
 from benchmarks.report import cell, median, options, save, table
+from benchmarks.up import up
 
 POLICIES = ("expected-cost", "round-robin", "least-requests", "prefix-only", "llm-d-weighted", "sticky")
 SPEC = """\
@@ -46,7 +42,6 @@ spec:
   - {{name: engine, replicas: {engines}}}
   router: {{policy: {policy}}}
 """
-READY_WITHIN_S = 60.0
 Row = dict[str, float | str | int | None]
 
 
@@ -66,37 +61,18 @@ def plan_of(args: argparse.Namespace, repeat: int) -> Plan:
     return Plan(replay(read_trace(lines, str(args.trace)), how), size=args.limit)
 
 
-@asynccontextmanager
-async def fleet(args: argparse.Namespace, policy: str) -> AsyncIterator[Target]:
-    """A fresh `beaconry up` under one policy. With "/approximate" behind its name the engines tell no KV events."""
+def spec_of(args: argparse.Namespace, policy: str) -> str:
+    """The fleet under one policy. With "/approximate" behind its name the engines tell no KV events."""
     policy, _, view = policy.partition("/")
-    events = "false" if view == "approximate" else "true"
-    with tempfile.TemporaryDirectory() as folder:
-        spec = Path(folder) / "spec.yaml"
-        spec.write_text(SPEC.format(**vars(args), policy=policy, events=events))
-        port = free_ports(1, "127.0.0.1", Random())[0]
-        argv = (sys.executable, "-m", "beaconry", "up", str(spec), "--plain", "--port", str(port))
-        process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
-        assert process.stdout is not None
-        try:
-            async with asyncio.timeout(READY_WITHIN_S):
-                while not (line := await process.stdout.readline()).startswith(b"Ready"):
-                    if not line:
-                        raise SystemExit(f"the fleet did not start: {' '.join(argv)}")
-            swallow = asyncio.create_task(process.stdout.read())
-            yield parse_target(f"http://127.0.0.1:{port}", "m")
-        finally:
-            process.send_signal(signal.SIGINT)
-            await process.wait()
-        await swallow
+    return SPEC.format(**vars(args), policy=policy, events="false" if view == "approximate" else "true")
 
 
 async def measure(args: argparse.Namespace, policy: str, repeat: int) -> Row:
     """One policy, one window."""
     slo = Slo(ttft_s=args.slo_ttft_ms / 1e3 / args.speed, itl_s=args.slo_itl_ms / 1e3 / args.speed)
     options = BenchOptions(label=policy, load=LoadOptions(), slo=slo, seed=repeat)
-    async with fleet(args, policy) as target:
-        result = await run_bench(plan_of(args, repeat), target, options)
+    async with up(spec_of(args, policy)) as address:
+        result = await run_bench(plan_of(args, repeat), parse_target(address, "m"), options)
     return row_of(result.summary, policy, repeat, args.speed)
 
 

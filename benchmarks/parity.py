@@ -8,13 +8,8 @@ the same; and `together`, random arrivals at a load where decisions depend on wh
 """
 
 import argparse
-import asyncio
-import sys
-import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 from random import Random
 
 import uvloop
@@ -26,7 +21,7 @@ from beaconry.config.gateway import Listen
 from beaconry.config.loading import load_yaml
 from beaconry.engine_model.engine import Engine
 from beaconry.io.load.client import LoadClient, LoadOptions
-from beaconry.io.load.target import Target, parse_target
+from beaconry.io.load.target import parse_target
 from beaconry.manifests.model_service import ModelService
 from beaconry.manifests.processes import count_ports, plan_gateway, plan_processes
 from beaconry.sim.fleet import Fleet
@@ -37,6 +32,7 @@ from beaconry.workload.prompts import PromptText
 from beaconry.workload.sample import Sample
 from beaconry.workload.synthetic import Bounds, Shape, conversations
 from benchmarks import report
+from benchmarks.up import up
 
 SPEC = """\
 apiVersion: beaconry/v1alpha1
@@ -57,7 +53,6 @@ SHAPE = Shape(
     prefix_tokens=Bounds(low=500, high=2000),
     zipf=0.6,
 )
-READY_WITHIN_S = 60.0
 SKIPPED_ARGV = 4
 """`python -m beaconry engine` before the engine's own flags."""
 
@@ -77,32 +72,10 @@ class Load(Struct, frozen=True, kw_only=True):
         return Plan(islice(conversations(SHAPE, times, rng), self.requests), size=self.requests)
 
 
-@asynccontextmanager
-async def real_fleet(spec: str) -> AsyncIterator[Target]:
-    """A fresh `beaconry up`."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "spec.yaml"
-        path.write_text(spec)
-        argv = (sys.executable, "-m", "beaconry", "up", str(path), "--plain", "--port", "0")
-        process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
-        assert process.stdout is not None
-        try:
-            async with asyncio.timeout(READY_WITHIN_S):
-                while not (line := await process.stdout.readline()).startswith(b"Ready"):
-                    if not line:
-                        raise SystemExit(f"the fleet did not start: {' '.join(argv)}")
-            swallow = asyncio.create_task(process.stdout.read())
-            address = next(word for word in line.decode().split() if word.startswith("http://"))
-            yield parse_target(address, "m", (("x-beaconry-debug", "1"),))
-        finally:
-            process.terminate()
-            await process.wait()
-        await swallow
-
-
 async def in_real_time(spec: str, load: Load) -> list[Sample]:
     """The load through processes and HTTP."""
-    async with real_fleet(spec) as target:
+    async with up(spec) as address:
+        target = parse_target(address, "m", (("x-beaconry-debug", "1"),))
         client = LoadClient(load.plan(), PromptText(), target, LoadOptions(chat=False))
         return await client.run()
 
