@@ -5,16 +5,23 @@ from msgspec import Struct
 from beaconry.values.decision import Decision
 from beaconry.values.endpoint import Endpoint
 from beaconry.values.outcome import Outcome
+from beaconry.values.stage import Stage
 from beaconry.values.tenant import Allowance
 
 
 class StartLeg(Struct, frozen=True):
-    """Send the request to `endpoint`. Answer with LegStarted/LegFinished or LegFailed under `leg`."""
+    """Send the request, or a stage of it, to `endpoint`. Answer with LegStarted/LegFinished or LegFailed under `leg`.
+
+    A prefill leg only finishes or fails. What its answer says of the KV stays with the driver, until the same request's decode leg or end.
+    """
 
     request_id: str
     leg: int
     endpoint: Endpoint
     decision: Decision
+    stage: Stage = Stage.WHOLE
+    source: Endpoint | None = None
+    """Who holds the prompt's KV; of a decode leg only."""
 
 
 class CancelLeg(Struct, frozen=True):

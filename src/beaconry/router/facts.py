@@ -61,11 +61,13 @@ class LegProgressed(Struct, frozen=True):
 
 
 class LegFinished(Struct, frozen=True):
-    """The answer is complete."""
+    """The answer is complete; of a prefill leg, the prompt is computed."""
 
     leg: int
     status: int = 200
     usage: Usage | None = None
+    handoff: bool = False
+    """Of a prefill leg: its answer named KV that a decode leg can fetch."""
 
 
 class LegFailed(Struct, frozen=True):

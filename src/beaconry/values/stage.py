@@ -1,0 +1,13 @@
+"""Which part of a request a leg computes."""
+
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """A request runs as one leg, or as a prefill leg and then a decode leg that fetches the prompt's KV from where the first one ran."""
+
+    WHOLE = "whole"
+    PREFILL = "prefill"
+    """The prompt only. The engine keeps its KV for a decode leg to fetch; the client sees nothing of the answer."""
+    DECODE = "decode"
+    """The answer, from a prompt computed elsewhere."""
