@@ -64,9 +64,7 @@ class Record:
     def sent(self) -> Counter[tuple[bytes, str]]:
         """What the gateway means to have sent."""
         exchanges = [relay.exchange for relay in self.relays if relay.placement is not None]
-        return Counter(
-            unedited(f"{e.path}?{e.query}".encode() if e.query else e.path.encode(), e.body) for e in exchanges
-        )
+        return Counter(unedited(e.target, e.body) for e in exchanges)
 
     def arrived(self) -> Counter[tuple[bytes, str]]:
         """What the engine has read."""

@@ -11,6 +11,8 @@ OTHER = "other"
 """The name of all bands that are not configured."""
 PACE_S = 5.0
 """What was dispatched so long ago counts for a third: requests take seconds each."""
+FADE_S = 0.1
+"""Within so short a time all count alike, which spares an exponential for each."""
 
 
 class Pace:
@@ -25,10 +27,11 @@ class Pace:
 
     def note(self, now_s: float) -> None:
         """One more. The first one only starts the clock."""
-        if self._at_s == -inf:
-            self._at_s = now_s
-            return
-        self._fade(now_s)
+        if now_s - self._at_s > FADE_S:
+            if self._at_s == -inf:
+                self._at_s = now_s
+                return
+            self._fade(now_s)
         self._count += 1.0
 
     def per_s(self, now_s: float) -> float:

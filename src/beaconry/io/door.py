@@ -21,7 +21,7 @@ from beaconry.router.router import Router
 from beaconry.tenancy.reception import Reception
 from beaconry.tenancy.terms import PLAIN, Terms
 from beaconry.values.errors import CallerError
-from beaconry.values.request import Request
+from beaconry.values.request import Api, Request
 from beaconry.wire.errors import caller_error_body, no_such_model
 from beaconry.wire.framing import Fault, body_bytes
 from beaconry.wire.headers import for_engine
@@ -156,7 +156,8 @@ class Door:
 
     def _forward(self, exchange: Exchange) -> None:
         path = exchange.path
-        if path in _ADMINISTRATIVE or not _FORWARDED.fullmatch(path):
+        api = api_of(path)
+        if api is Api.OTHER and (path in _ADMINISTRATIVE or not _FORWARDED.fullmatch(path)):
             raise CallerError(f"there is no POST {path[:200]} here", status=404, code="unknown_path")
         content_type = exchange.header(b"content-type")
         if content_type is not None and content_type.startswith(b"multipart/"):
@@ -165,7 +166,7 @@ class Door:
                 status=415,
                 code="unsupported_media_type",
             )
-        received = self._receive(exchange)
+        received = self._receive(exchange, api)
         parsed = received.parsed
         keyed = self._prompts.begin(parsed.model, parsed.api, parsed.body)
         if keyed is None or isinstance(keyed, Keyed):
@@ -173,7 +174,7 @@ class Door:
         else:
             self._desk.spawn(self._admit_later(received, keyed))
 
-    def _receive(self, exchange: Exchange) -> "_Received":
+    def _receive(self, exchange: Exchange, api: Api) -> "_Received":
         """What is asked, and on whose terms. Raises CallerError for a key, a body, a model or a header that is wrong."""
         arrived_s = self._desk.now_s()
         reception = self._reception
@@ -188,7 +189,7 @@ class Door:
         if reception.rewrites:
             by = session or (request_id if given_id is None else given_id.decode())
             target_of = partial(reception.rewrites.target, key=by)
-        parsed = parse(api_of(exchange.path), exchange.body, target_of)
+        parsed = parse(api, exchange.body, target_of)
         if not caller.may_ask_for(parsed.asked_model):
             raise CallerError(no_such_model(parsed.asked_model), status=404, code="model_not_found")
         terms = reception.terms(caller, exchange.headers, parsed.asked_model)

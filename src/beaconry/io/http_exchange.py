@@ -51,6 +51,7 @@ class Exchange:
         "_chunked",
         "_connection",
         "_head",
+        "_named",
         "body",
         "closed",
         "headers",
@@ -60,20 +61,22 @@ class Exchange:
         "on_close",
         "on_writable",
         "path",
-        "query",
+        "target",
     )
 
     def __init__(self, connection: Carrier, method: str, target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-        path, _, query = target.decode("ascii").partition("?")
         self._connection = connection
         self._head = b""
         self._chunked = False
         self.method = method
-        self.path = path
-        """Without the query, as sent: percent-escapes are not decoded."""
-        self.query = query
+        self.target = target
+        """Path and query, as sent."""
+        self.path = target.partition(b"?")[0].decode("ascii")
+        """Percent-escapes are not decoded."""
         self.headers = headers
         """In order; names in lower case."""
+        self._named: dict[bytes, bytes] | None = None
+        """The first value of each header, once somebody has asked for one."""
         self.body = b""
         self.http10 = False
         self.keep_alive = True
@@ -86,10 +89,9 @@ class Exchange:
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a header (lower-case name), None if absent."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return None
+        if self._named is None:
+            self._named = dict(reversed(self.headers))
+        return self._named.get(name)
 
     def respond(
         self, status: int, body: bytes, content_type: bytes = b"application/json", headers: Headers = ()

@@ -110,6 +110,8 @@ class Prompts:
 
     def begin(self, model: str, api: Api, body: bytes) -> Keyed | Awaitable[Keyed] | None:
         """The keys at once, or what to await for them; None if the model's engines tell no events."""
+        if not self._models:
+            return None
         known, adapter = self._known(model)
         if known is None or api not in (Api.CHAT, Api.COMPLETIONS):
             return None

@@ -119,11 +119,10 @@ class Relay:
         if self.parsed.asked_model != self.parsed.model:
             self._restorer = NameRestorer(self.parsed.model, self.parsed.asked_model)
         exchange = self.exchange
-        target = f"{exchange.path}?{exchange.query}" if exchange.query else exchange.path
         payload = b"%b %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n%b\r\n%b" % (
             exchange.method.encode(),
-            target.encode(),
-            effect.endpoint.address.encode(),
+            exchange.target,
+            pool.address,
             len(self.parsed.body),
             self._head,
             self.parsed.body,
@@ -192,8 +191,8 @@ class Relay:
 
     def _begin(self, data: bytes, *, ended: bool) -> None:
         self._started = True
-        self._reported_s = self._desk.now_s()
-        self.first_s = self._reported_s - self._arrived_s
+        self._reported_s = now_s = self._desk.now_s()
+        self.first_s = now_s - self._arrived_s
         exchange = self.exchange
         headers = for_client(self.head_headers)
         if self.allowances:
@@ -249,7 +248,10 @@ class Relay:
 
 
 def _is_stream(headers: list[tuple[bytes, bytes]]) -> bool:
-    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+    for name, value in headers:
+        if name == b"content-type":
+            return value.startswith(b"text/event-stream")
+    return False
 
 
 def debug_headers(placement: StartLeg, first_byte_s: float) -> list[tuple[bytes, bytes]]:

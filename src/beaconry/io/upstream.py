@@ -233,6 +233,8 @@ class UpstreamPool:
     def __init__(self, host: str, port: int, connect_s: float, spawn: Callable[..., object]) -> None:
         self.host = host
         self.port = port
+        self.address = f"{host}:{port}".encode()
+        """For the Host header."""
         self._connect_s = connect_s
         self._spawn = spawn
         """Starts a coroutine in the owner's task group."""

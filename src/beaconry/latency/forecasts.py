@@ -94,10 +94,6 @@ class Forecasts:
         """The closed form's."""
         return self._rates.predict(request, candidate)
 
-    def prefill_s(self, endpoint: Endpoint, tokens: float) -> float:
-        """The closed form's."""
-        return self._rates.prefill_s(endpoint, tokens)
-
     def forecast(self, request: Request, candidate: Candidate, now_s: float) -> Forecast:
         """TTFT and ITL of `request` on `candidate`, by the best source that has been right of late."""
         twin = self._twin(candidate.endpoint)

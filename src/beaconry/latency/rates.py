@@ -152,33 +152,33 @@ class RateBook:
         The wait before its prefill is what the tokens or the places ahead of it take, but not less than the oldest request there has
         waited already: engines serve in order of arrival, and one that hangs shows in nothing else.
         """
-        known = self._variant(candidate.endpoint.variant)
-        factor = self._factors.get(candidate.endpoint.name, 1.0)
+        endpoint = candidate.endpoint
+        known = self._variants.get(endpoint.variant) or self._variant(endpoint.variant)
+        factor = self._factors.get(endpoint.name, 1.0)
         running = candidate.prefilling + candidate.decoding + 1
-        token_s = known.prefill.slope
-        wait_s = max(factor * _ahead_s(known, running, candidate.prefill_tokens), candidate.oldest_wait_s)
+        token_s = factor * known.prefill.slope
+        wait_s = candidate.prefill_tokens * token_s
         if running > known.slots:
+            wait_s = factor * _ahead_s(known, running, candidate.prefill_tokens)
             running = int(known.slots)
-        uncached = max(request.prompt_tokens - candidate.matched_tokens, 1)
+        wait_s = max(wait_s, candidate.oldest_wait_s)
+        uncached = request.prompt_tokens - candidate.matched_tokens
         itl_s = factor * (known.decoding.base + known.decoding.slope * running)
         output = known.output_tokens
         if request.output_tokens is not None and request.output_tokens < output:
             output = request.output_tokens
         return Prediction(
-            ttft_s=wait_s + candidate.load_s + factor * (known.prefill.base + uncached * token_s),
+            ttft_s=wait_s + candidate.load_s + factor * known.prefill.base + (max(1, uncached)) * token_s,
             wait_s=wait_s,
             itl_s=itl_s,
             decode_s=itl_s * output,
+            token_s=token_s,
         )
 
     def wait_s(self, endpoint: Endpoint, *, running: int, prefill_tokens: int, oldest_wait_s: float) -> float:
         """How long a request would wait on `endpoint` before its prefill, as the `running`-th there; see `predict`."""
         ahead_s = _ahead_s(self._variant(endpoint.variant), running, prefill_tokens)
         return max(self._factors.get(endpoint.name, 1.0) * ahead_s, oldest_wait_s)
-
-    def prefill_s(self, endpoint: Endpoint, tokens: float) -> float:
-        """Engine time that computing `tokens` prompt tokens takes on `endpoint`, in seconds."""
-        return self._factors.get(endpoint.name, 1.0) * self._variant(endpoint.variant).prefill.slope * tokens
 
     def observe_first_token(
         self, endpoint: Endpoint, *, ttft_s: float, tokens: int, in_flight: int, decoding: int

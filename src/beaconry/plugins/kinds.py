@@ -9,7 +9,6 @@ from typing import Protocol
 
 from beaconry.values.candidate import Candidate, Forecast, Prediction
 from beaconry.values.decision import Ranking
-from beaconry.values.endpoint import Endpoint
 from beaconry.values.request import Request
 
 
@@ -50,10 +49,6 @@ class PredictorSource(Protocol):
 
     def predict(self, request: Request, candidate: Candidate) -> Prediction:
         """Return TTFT and ITL of `request` on `candidate`, in seconds."""
-        ...
-
-    def prefill_s(self, endpoint: Endpoint, tokens: float) -> float:
-        """Return the engine time that computing `tokens` prompt tokens takes on `endpoint`, in seconds."""
         ...
 
 

@@ -11,9 +11,12 @@ from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 from math import inf
 
+from msgspec import Struct
+
 from beaconry.config.flow import Flow
 from beaconry.flowcontrol.band import Band
 from beaconry.flowcontrol.control import FlowControl
+from beaconry.flowcontrol.lane import Pace
 from beaconry.flowcontrol.ticket import Ticket, Why
 from beaconry.latency.rates import RateBook
 from beaconry.router.exchange import Exchange, Leg
@@ -37,6 +40,14 @@ WHY_DROPPED = {
 _UNSERVED = frozenset({Outcome.NO_ENDPOINT, Outcome.ENGINE_REFUSED, Outcome.ENGINE_FAILED})
 
 
+class _Way(Struct, frozen=True):
+    """Past the queue, for requests of one model and priority: what it takes to go by, and where it is noted."""
+
+    ceiling: float
+    pace: Pace
+    waits: Histogram
+
+
 class Admission:
     """The queue in front of all endpoints."""
 
@@ -48,8 +59,12 @@ class Admission:
         """Endpoints not known to be closed. What reopens one puts it back here."""
         self._silent: list[tuple[float, int, Leg]] = []
         """Legs whose prefill will not show in a first byte, by the time when it should be over."""
+        self.silent_due_s = inf
+        """The earliest of these times."""
         self._waits: dict[tuple[str, str], Histogram] = {}
         """Seconds from arrival to dispatch, by model and band."""
+        self._ways: dict[tuple[str, int], _Way] = {}
+        """By model and priority: as many as operators have configured."""
         self._dropped: dict[tuple[str, str], Counter[Outcome]] = {}
         """Ended without dispatch."""
 
@@ -75,14 +90,16 @@ class Admission:
         queue = self.queue
         if queue.waiting or queue.keeps_accounts or not members:
             return False
-        lane = queue.lane(members[0].endpoint.model)
-        band = lane.band(request.priority)
-        ceiling = band.config.ceiling
+        model, priority = members[0].endpoint.model, request.priority
+        way = self._ways.get((model, priority)) or self._way(model, priority)
         for member in members:
-            if member.endpoint.role is Role.BOTH and member.admits(now_s) and self.is_open(member, now_s, ceiling):
-                lane.pace.note(now_s)
-                self._waited(members[0].endpoint.model, band, 0.0)
-                lane.tidy(band)
+            if (
+                member.endpoint.role is Role.BOTH
+                and (member.ready or member.admits(now_s))
+                and (not member.prefilling or self.is_open(member, now_s, way.ceiling))
+            ):
+                way.pace.note(now_s)
+                way.waits.add(0.0)
                 return True
         return False
 
@@ -108,7 +125,7 @@ class Admission:
     def dispatch(self, ticket: Ticket, now_s: float) -> None:
         """Take a request out of the queue: it is its turn."""
         self.queue.dispatch(ticket, now_s)
-        self._waited(ticket.lane, ticket.band, ticket.queued_s)
+        self._waits_of(ticket.lane, ticket.band).add(ticket.queued_s)
 
     def settle(self, ticket: Ticket, usage: Usage, now_s: float) -> None:
         """A request has completed: its tenant is charged for what it took instead of what was expected."""
@@ -127,13 +144,13 @@ class Admission:
         """When something happens without an event: a request has waited for too long, or a silent prefill should be over."""
         if not self.queue.waiting:
             return inf
-        return min(self.queue.due_s(), self._silent[0][0] if self._silent else inf)
+        return min(self.queue.due_s(), self.silent_due_s)
 
     # -- endpoints
 
     def reopen(self, member: Member) -> None:
         """Something has happened that may leave an endpoint with room."""
-        if member.last_resort:
+        if member.ready or member.last_resort:
             self._maybe_open.add(member.endpoint.name)
 
     def forget(self, member: Member) -> None:
@@ -147,6 +164,7 @@ class Admission:
             if prediction is None:
                 prediction = self._rates.predict(request, leg.candidate)
             heappush(self._silent, (leg.dispatched_s + prediction.ttft_s, leg.id, leg))
+            self.silent_due_s = self._silent[0][0]
 
     def settle_silent(self, now_s: float) -> None:
         """Count as prefilled what should be by now."""
@@ -156,6 +174,7 @@ class Admission:
             if leg.id in leg.member.prefilling:
                 leg.member.first_byte(leg)
                 self.reopen(leg.member)
+        self.silent_due_s = silent[0][0] if silent else inf
 
     def is_open(self, member: Member, now_s: float, ceiling: float = 1.0) -> bool:
         """The endpoint can use one more request, of a band with this ceiling."""
@@ -193,11 +212,18 @@ class Admission:
         if self.queue.waiting != waiting:
             raise InternalError(f"{self.queue.waiting} requests are queued, {waiting} wait")
 
-    def _waited(self, lane: str, band: Band, seconds: float) -> None:
+    def _waits_of(self, lane: str, band: Band) -> Histogram:
         histogram = self._waits.get((lane, band.config.name))
         if histogram is None:
             histogram = self._waits[lane, band.config.name] = Histogram(WAIT_BOUNDS_S)
-        histogram.add(seconds)
+        return histogram
+
+    def _way(self, model: str, priority: int) -> "_Way":
+        lane = self.queue.lane(model)
+        band = lane.band(priority)
+        way = self._ways[model, priority] = _Way(band.config.ceiling, lane.pace, self._waits_of(model, band))
+        lane.tidy(band)
+        return way
 
     def _wait_s(self, member: Member, now_s: float) -> float:
         return self._rates.wait_s(

@@ -42,6 +42,8 @@ class Member:
         self._knobs = knobs
         self.gone = False
         """Discovery no longer names it; it stays until its last leg has ended."""
+        self.ready = not endpoint.draining
+        """Neither gone nor draining, unhealthy or ejected: it may get any request, whatever the time."""
         self.adapters: tuple[str, ...] = ()
         """Names of the LoRA adapters that it serves beside its model."""
         self.sample: LoadSample | None = None
@@ -80,30 +82,43 @@ class Member:
 
     def admits(self, now_s: float) -> bool:
         """It may get a request now. A probing endpoint takes one at a time."""
-        if not (self._ejections or self._unhealthy or self.gone or self.endpoint.draining):
-            return True
-        return self.state(now_s) is State.PROBING and not self.prefilling
+        return self.ready or (self.state(now_s) is State.PROBING and not self.prefilling)
 
     @property
     def last_resort(self) -> bool:
         """Ejected at most: better than refusing when no other is left."""
         return not (self.gone or self.endpoint.draining or self._unhealthy)
 
+    def seen(self, endpoint: Endpoint) -> None:
+        """Discovery names it, perhaps with news."""
+        self.endpoint = endpoint
+        self.gone = False
+        self._judge()
+
+    def lost(self) -> None:
+        """Discovery no longer names it."""
+        self.gone = True
+        self._judge()
+
     def checked(self, *, healthy: bool) -> bool:
         """Note an active check. True if the endpoint has just become unhealthy."""
         if healthy:
             self._failed_checks = 0
             self._unhealthy = False
+            self._judge()
             return False
         self._failed_checks += 1
         if self._unhealthy or self._failed_checks < self._knobs.unhealthy_after:
             return False
         self._unhealthy = True
+        self._judge()
         return True
 
     def succeeded(self) -> None:
         """Note a leg that ended well."""
-        self._failures = self._ejections = 0
+        if self._failures or self._ejections:
+            self._failures = self._ejections = 0
+            self._judge()
 
     def failed_leg(self, now_s: float) -> None:
         """Note a leg that failed by the endpoint's fault."""
@@ -114,6 +129,10 @@ class Member:
             pause_s = min(self._knobs.eject_base_s * 2.0**self._ejections, self._knobs.eject_max_s)
             self._ejected_until_s = now_s + pause_s
             self._ejections += 1
+            self._judge()
+
+    def _judge(self) -> None:
+        self.ready = not (self._ejections or self._unhealthy or self.gone or self.endpoint.draining)
 
     # -- what is in flight?
 
@@ -201,3 +220,5 @@ class Member:
             raise InternalError(
                 f"{self.endpoint.name}: context_tokens is {self.context_tokens}, not the sum over its legs"
             )
+        if self.ready != (self.state(0.0) is State.READY):
+            raise InternalError(f"{self.endpoint.name}: ready is {self.ready}, its state is {self.state(0.0).value}")

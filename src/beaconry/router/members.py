@@ -57,8 +57,7 @@ class Members:
         member = self._by_name.get(endpoint.name)
         if member is None:
             member = self._by_name[endpoint.name] = Member(endpoint, self._knobs)
-        member.endpoint = endpoint
-        member.gone = False
+        member.seen(endpoint)
         self._regroup()
         return member
 
@@ -69,7 +68,7 @@ class Members:
 
     def lose(self, member: Member) -> None:
         """Discovery no longer names it."""
-        member.gone = True
+        member.lost()
         self.tidy(member)
         self._regroup()
 
@@ -82,7 +81,11 @@ class Members:
         """Those that may get a request now; if all are ejected, those, since refusing would be worse."""
         serving = self._by_model.get(model, ())
         members = [
-            m for m in serving if m.admits(now_s) and m.endpoint.role is Role.BOTH and m.endpoint.name not in tried
+            m
+            for m in serving
+            if (m.ready or m.admits(now_s))
+            and m.endpoint.role is Role.BOTH
+            and (not tried or m.endpoint.name not in tried)
         ]
         return members or [
             m for m in serving if m.last_resort and m.endpoint.role is Role.BOTH and m.endpoint.name not in tried

@@ -130,9 +130,11 @@ class Router:
     def handle(self, fact: Fact, now_s: float) -> list[Effect]:
         """Take one fact at its time, return what is to be done, in order. Time never runs backwards."""
         effects: list[Effect] = []
-        self._admission.settle_silent(now_s)
+        admission = self._admission
+        if admission.silent_due_s <= now_s:
+            admission.settle_silent(now_s)
         self._on[type(fact)](fact, now_s, effects)
-        if self._admission.queue.waiting:
+        if admission.queue.waiting:
             self._move_queue(now_s, effects)
         return effects
 
@@ -148,8 +150,8 @@ class Router:
 
     def _arrived(self, fact: RequestArrived, now_s: float, effects: list[Effect]) -> None:
         request = fact.request
-        held = self._flow.hold_s > 0 and request.model in self._counters
-        if not (self._members.serves(request.model) or held):
+        serving = self._members.serving(request.model)
+        if not serving and not (self._flow.hold_s > 0 and request.model in self._counters):
             self._refused += 1
             message = no_such_model(request.asked_model or request.model)
             effects.append(
@@ -169,7 +171,7 @@ class Router:
         self._budget.request(now_s)
         if self._drain_s is not None:
             self._answer(exchange, 503, Outcome.SHUTTING_DOWN, "this gateway is shutting down", now_s, effects)
-        elif self._admission.passes(request, self._members.serving(request.model), now_s):
+        elif self._admission.passes(request, serving, now_s):
             if not self._place(exchange, now_s, effects):
                 self._drop(exchange, Outcome.NO_ENDPOINT, now_s, effects)
         else:
@@ -330,7 +332,8 @@ class Router:
         refused = fact.status >= 400
         if fact.usage is not None and not refused:
             self._counters[leg.exchange.request.model].count_usage(fact.usage, now_s - leg.first_byte_s)
-            self._allowances.reported(leg.exchange.request.id, fact.usage, now_s)
+            if leg.exchange.request.account is not None:
+                self._allowances.reported(leg.exchange.request.id, fact.usage, now_s)
             if leg.exchange.ticket is not None:
                 self._admission.settle(leg.exchange.ticket, fact.usage, now_s)
         self._learning.finished(leg, None if refused else fact.usage, batch_at_end, now_s)
@@ -380,7 +383,8 @@ class Router:
         self._admission.reopen(member)
         if not finished:
             self._learning.cut_short(leg, now_s)
-        self._members.tidy(member)
+        if member.gone:
+            self._members.tidy(member)
 
     def _cancel_leg(self, exchange: Exchange, now_s: float, effects: list[Effect]) -> Leg | None:
         leg = exchange.leg
@@ -440,7 +444,8 @@ class Router:
         counters.running -= 1
         counters.outcomes[outcome] = counters.outcomes.get(outcome, 0) + 1
         counters.e2e.add(now_s - request.arrived_s)
-        self._allowances.end(request.id, outcome, exchange.attempts, now_s)
+        if request.account is not None:
+            self._allowances.end(request.id, outcome, exchange.attempts, now_s)
         effects.append(_ended(request, outcome, now_s, exchange.attempts))
 
     # -- time

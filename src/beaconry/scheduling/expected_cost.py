@@ -62,7 +62,7 @@ class ExpectedCost:
 
     def rank(self, request: Request, candidates: Sequence[Candidate], now_s: float, rng: Random) -> Ranking:  # noqa: ARG002
         """Cost every candidate and take the least, ties at random."""
-        predict, prefill_s = self._predictor.predict, self._predictor.prefill_s
+        predict = self._predictor.predict
         prompt = request.prompt_tokens
         longest, sharing = _holders(request, candidates)
         predictions: list[Prediction] = []
@@ -71,8 +71,8 @@ class ExpectedCost:
         for c in candidates:
             prediction = predict(request, c)
             fresh = prompt - longest + (longest - c.matched_tokens) / sharing + _DISPLACED * c.displaced_tokens
-            in_flight = c.prefilling + c.decoding
-            others_s = prefill_s(c.endpoint, fresh) * (_REGRET + in_flight) + _BEHIND * prediction.wait_s
+            waiters = _REGRET + c.prefilling + c.decoding
+            others_s = prediction.token_s * fresh * waiters + _BEHIND * prediction.wait_s
             decode_s = _DECODE * prediction.decode_s
             predictions.append(prediction)
             rows.append((prediction.ttft_s, decode_s, others_s))

@@ -33,4 +33,4 @@ def pick_least(totals: Sequence[float], rng: Random) -> int:
     """The index of the least total, ties at random."""
     least = min(totals)
     ties = [i for i, total in enumerate(totals) if total == least]
-    return ties[0] if len(ties) == 1 else rng.choice(ties)
+    return ties[0] if len(ties) == 1 else ties[int(rng.random() * len(ties))]

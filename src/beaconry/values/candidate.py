@@ -60,6 +60,8 @@ class Prediction(Struct, frozen=True, kw_only=True):
     itl_s: float
     decode_s: float
     """First token to last, at the output length to be expected."""
+    token_s: float
+    """Engine time that one more prompt token to compute takes there."""
 
 
 class Source(StrEnum):

@@ -33,25 +33,20 @@ INTERNAL_PREFIXES = (
 
 def for_engine(headers: Headers, without: frozenset[bytes] = frozenset()) -> bytes:
     """The client's headers as they go to an engine, rendered; framing and internal ones left out, and those that `without` names."""
-    named = _named_by_connection(headers) or without
-    if without and named is not without:
-        named |= without
-    parts = [
-        b"%b: %b\r\n" % (name, value)
-        for name, value in headers
-        if name not in _REQUEST_DROPPED and not name.startswith(INTERNAL_PREFIXES) and name not in named
-    ]
-    return b"".join(parts)
+    dropped = _REQUEST_DROPPED | _named_by_connection(headers) | without
+    return b"".join(
+        [
+            b"%b: %b\r\n" % header
+            for header in headers
+            if header[0] not in dropped and not header[0].startswith(INTERNAL_PREFIXES)
+        ]
+    )
 
 
 def for_client(headers: Headers) -> Headers:
     """An engine's headers as they go to the client."""
-    named = _named_by_connection(headers)
-    return [
-        (name, value)
-        for name, value in headers
-        if name not in _RESPONSE_DROPPED and not name.startswith(b"x-beaconry-") and name not in named
-    ]
+    dropped = _RESPONSE_DROPPED | _named_by_connection(headers)
+    return [header for header in headers if header[0] not in dropped and not header[0].startswith(b"x-beaconry-")]
 
 
 def _named_by_connection(headers: Headers) -> frozenset[bytes]:

@@ -7,7 +7,7 @@ from beaconry.latency.track_record import Quantity
 from beaconry.latency.variant_book import VariantBook
 from beaconry.values.candidate import Prediction
 
-CLOSED = Prediction(ttft_s=0.2, wait_s=0.0, itl_s=0.04, decode_s=4.0)
+CLOSED = Prediction(ttft_s=0.2, wait_s=0.0, itl_s=0.04, decode_s=4.0, token_s=1e-4)
 
 
 def page(books):

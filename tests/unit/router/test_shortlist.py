@@ -81,6 +81,6 @@ def test_closed_endpoints_and_those_of_other_models_are_left_out():
     caches.approximate.routed("e3", PREFIX)
     caches.approximate.routed("gone", PREFIX)
     for member in members[:39]:
-        member.gone = True
+        member.lost()
     chosen = shortlist("m", members, {**by_name, "x": stranger}, caches.find(request()), 0.0, Random(1))
     assert set(chosen) <= {members[39]}

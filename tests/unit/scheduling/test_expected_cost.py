@@ -33,10 +33,8 @@ class TwoSpeeds:
     def predict(self, request, candidate):
         fast = candidate.endpoint.name == "fast"
         wait_s = self.wait_s if fast else 0.0
-        return Prediction(ttft_s=wait_s + 0.04, wait_s=wait_s, itl_s=0.01, decode_s=0.5 if fast else 1.5)
-
-    def prefill_s(self, endpoint, tokens):
-        return 1e-5 * tokens
+        decode_s = 0.5 if fast else 1.5
+        return Prediction(ttft_s=wait_s + 0.04, wait_s=wait_s, itl_s=0.01, decode_s=decode_s, token_s=1e-5)
 
 
 def choose(candidates, rates=None, request=REQUEST):
