@@ -25,7 +25,7 @@ from msgspec import Struct, structs
 
 from beaconry.apps.assemble import Gateway
 from beaconry.config.flow import BandConfig, Flow
-from beaconry.config.gateway import Deadlines, EndpointConfig, GatewayConfig, Health, Listen, Retry
+from beaconry.config.gateway import EndpointConfig, GatewayConfig, Listen
 from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.step_time import LinearStepTime
 from beaconry.engine_model.values import EngineSettings
@@ -156,14 +156,11 @@ def run(workload: str, load: int, flow: Flow, seed: int) -> Run:
     until_s = WARMUP_S + COUNTED_S
     rates, marks = RateBook(), Marks(seed)
     router = Router(
+        GatewayConfig(flow=flow),
         scheduler=make_scheduler("expected-cost", rates, Registry.installed()),
         caches=Caches(ApproximateIndex(), ExactIndex()),
         rates=rates,
         rng=Random(seed),
-        deadlines=Deadlines(),
-        retry=Retry(),
-        health=Health(),
-        flow=flow,
     )
     names = [f"engine-{i}" for i in range(ENGINES)]
     fleet = Fleet(
@@ -208,14 +205,11 @@ def machine(flow: Flow) -> Router:
     """A router over one endpoint, without a world around it."""
     rates = RateBook()
     router = Router(
+        GatewayConfig(flow=flow),
         scheduler=make_scheduler("expected-cost", rates, Registry.installed()),
         caches=Caches(ApproximateIndex(), ExactIndex()),
         rates=rates,
         rng=Random(0),
-        deadlines=Deadlines(),
-        retry=Retry(),
-        health=Health(),
-        flow=flow,
     )
     router.handle(EndpointSeen(Endpoint(name="e", host="sim", port=1, model="m")), 0.0)
     return router

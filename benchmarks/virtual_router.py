@@ -2,7 +2,7 @@
 
 from random import Random
 
-from beaconry.config.gateway import Deadlines, Health, Retry
+from beaconry.config.gateway import GatewayConfig
 from beaconry.kvindex.approximate import ApproximateIndex
 from beaconry.kvindex.exact import ExactIndex
 from beaconry.latency.forecasts import Forecasts
@@ -22,12 +22,10 @@ def virtual_router(
 ) -> Router:
     """A router that has learnt nothing; `rates` and `forecasts` are those that `scheduler` asks, `caches` empty ones of both kinds."""
     return Router(
+        GatewayConfig(),
         scheduler=scheduler,
         caches=Caches(ApproximateIndex(), ExactIndex()) if caches is None else caches,
         rates=rates,
         rng=Random(seed),
-        deadlines=Deadlines(),
-        retry=Retry(),
-        health=Health(),
         forecasts=forecasts,
     )

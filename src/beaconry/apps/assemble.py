@@ -52,6 +52,7 @@ def make_router(config: GatewayConfig) -> Router:
     rates = RateBook()
     forecasts = Forecasts(rates, idle=True)
     return Router(
+        config,
         scheduler=make_scheduler(config.profile or config.policy, rates, Registry.installed(), forecasts),
         caches=Caches(
             ApproximateIndex(config.index_bytes),
@@ -61,11 +62,6 @@ def make_router(config: GatewayConfig) -> Router:
         rates=rates,
         forecasts=forecasts,
         rng=Random(config.seed),
-        deadlines=config.deadlines,
-        retry=config.retry,
-        health=config.health,
-        flow=config.flow,
-        shortlist_above=config.shortlist_above,
     )
 
 

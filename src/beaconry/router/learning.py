@@ -1,12 +1,13 @@
 """What completed legs teach: the index what was cached, the rate book how fast it went, and us how many tokens a byte makes."""
 
+from beaconry.kvindex.approximate import Placement
 from beaconry.latency.forecasts import Forecasts
 from beaconry.latency.rates import LegTimes, RateBook
 from beaconry.latency.variant_book import VariantStatistics
 from beaconry.router.caches import Caches
 from beaconry.router.exchange import Leg
 from beaconry.values.endpoint import Endpoint, LoadSample
-from beaconry.values.request import Usage
+from beaconry.values.request import Request, Usage
 
 TOKENS_PER_BYTE = 0.25
 """Until usage reports tell better: English text under common vocabularies."""
@@ -29,6 +30,10 @@ class Learning:
     def tokens_per_byte(self, model: str) -> float:
         """How many prompt tokens a byte of text makes."""
         return self._densities.get(model, TOKENS_PER_BYTE)
+
+    def routed(self, name: str, request: Request) -> Placement | None:
+        """A request goes to an endpoint: what the index notes of it; None for a prompt without blocks."""
+        return self._index.routed(name, request.prefix) if request.prefix else None
 
     def dispatched(self, leg: Leg) -> None:
         """A leg has just been placed."""

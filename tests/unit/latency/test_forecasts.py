@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
-from beaconry.config.gateway import Deadlines, Health, Retry
+from beaconry.config.gateway import GatewayConfig
 from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.presets import variant
 from beaconry.engine_model.values import EngineSettings
@@ -44,13 +44,11 @@ def candidate(endpoint=ENDPOINT, **fields):
 
 def fleet(forecasts, rates, *, named=True, engines=2):
     router = Router(
+        GatewayConfig(),
         scheduler=make_scheduler("expected-cost", rates, Registry.installed(), forecasts),
         caches=Caches(ApproximateIndex(), ExactIndex()),
         rates=rates,
         rng=Random(1),
-        deadlines=Deadlines(),
-        retry=Retry(),
-        health=Health(),
         forecasts=forecasts,
     )
     names = [f"engine-{i}" for i in range(engines)]

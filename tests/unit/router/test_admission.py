@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from beaconry.config.flow import BandConfig, Flow
-from beaconry.config.gateway import Deadlines, Health, Retry
+from beaconry.config.gateway import Deadlines, GatewayConfig, Health, Retry
 from beaconry.kvindex.approximate import ApproximateIndex
 from beaconry.kvindex.exact import ExactIndex
 from beaconry.latency.rates import RateBook
@@ -49,14 +49,16 @@ class Bench:
     def __init__(self, names: str = "ab", **knobs: object) -> None:
         rates = RateBook()
         self.router = Router(
+            GatewayConfig(
+                deadlines=Deadlines(first_byte_s=30.0, idle_s=10.0, total_s=100.0),
+                retry=Retry(attempts=3, budget_ratio=0.2, budget_floor=100),
+                health=Health(eject_after=2, eject_base_s=5.0, unhealthy_after=2),
+                flow=Flow(engine_wait_s=0.1, **knobs),
+            ),
             scheduler=make_scheduler("least-requests", rates, Registry.installed()),
             caches=Caches(ApproximateIndex(limit_bytes=1 << 20), ExactIndex()),
             rates=rates,
             rng=Random(1),
-            deadlines=Deadlines(first_byte_s=30.0, idle_s=10.0, total_s=100.0),
-            retry=Retry(attempts=3, budget_ratio=0.2, budget_floor=100),
-            health=Health(eject_after=2, eject_base_s=5.0, unhealthy_after=2),
-            flow=Flow(engine_wait_s=0.1, **knobs),
         )
         self.now_s = 0.0
         self.wake_s = float("inf")
@@ -154,7 +156,7 @@ def test_what_is_forecast_to_be_too_late_everywhere_is_refused_if_it_may_be_shed
     priority: int, slo_ttft_s: float | None, low_s: float, served: bool
 ):
     bench = Bench("ab")
-    bench.router._scheduler = Scheduler("foreseeing", Foreseeing(low_s))
+    bench.router._placing._scheduler = Scheduler("foreseeing", Foreseeing(low_s))
     effects = bench.arrive("r", priority=priority, slo_ttft_s=slo_ttft_s)
     if served:
         assert isinstance(effects[0], StartLeg)

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from msgspec import structs
 
 from beaconry.config.flow import Flow
-from beaconry.config.gateway import Deadlines, Health, Retry
+from beaconry.config.gateway import Deadlines, GatewayConfig, Health, Retry
 from beaconry.kvindex.approximate import ApproximateIndex
 from beaconry.kvindex.exact import ExactIndex
 from beaconry.latency.rates import RateBook
@@ -56,14 +56,16 @@ class Bench:
     def __init__(self, names: str = "ab", policy: str = "round-robin", **knobs: object) -> None:
         rates = RateBook()
         self.router = Router(
+            GatewayConfig(
+                deadlines=Deadlines(first_byte_s=30.0, idle_s=10.0, total_s=100.0),
+                retry=knobs.pop("retry", Retry(attempts=3, budget_ratio=0.2, budget_floor=100)),
+                health=Health(eject_after=2, eject_base_s=5.0, unhealthy_after=2),
+                flow=Flow(enabled=False),  # test_admission.py is about waiting
+            ),
             scheduler=make_scheduler(policy, rates, Registry.installed()),
             caches=Caches(ApproximateIndex(limit_bytes=1 << 20), ExactIndex()),
             rates=rates,
             rng=Random(1),
-            deadlines=Deadlines(first_byte_s=30.0, idle_s=10.0, total_s=100.0),
-            retry=knobs.pop("retry", Retry(attempts=3, budget_ratio=0.2, budget_floor=100)),
-            health=Health(eject_after=2, eject_base_s=5.0, unhealthy_after=2),
-            flow=Flow(enabled=False),  # test_admission.py is about waiting
         )
         self.now_s = 0.0
         for name in names:

@@ -5,7 +5,7 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
-from beaconry.config.gateway import Deadlines, Health, Retry
+from beaconry.config.gateway import Deadlines, GatewayConfig
 from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.step_time import LinearStepTime
 from beaconry.engine_model.values import EngineSettings
@@ -48,13 +48,11 @@ def fleet(engines=3, policy="expected-cost", blocks=400, deadlines=None, conditi
 def router_like(policy="expected-cost", deadlines=None):
     rates = RateBook()
     return Router(
+        GatewayConfig(deadlines=deadlines or Deadlines()),
         scheduler=make_scheduler(policy, rates, Registry.installed()),
         caches=Caches(ApproximateIndex(), ExactIndex()),
         rates=rates,
         rng=Random(1),
-        deadlines=deadlines or Deadlines(),
-        retry=Retry(),
-        health=Health(),
     )
 
 

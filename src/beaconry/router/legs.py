@@ -1,0 +1,226 @@
+"""The legs that have not ended: how each begins, what it meets, and what follows from its end.
+
+A leg that fails before its first byte may be followed by another one elsewhere, within the retry budget. A fact about a leg that is no
+longer known is late news and changes nothing.
+"""
+
+from msgspec.structs import replace
+
+from beaconry.config.gateway import Retry
+from beaconry.router.admission import Admission
+from beaconry.router.effects import CancelLeg, Effect, StartLeg
+from beaconry.router.exchange import Exchange, Leg
+from beaconry.router.exchanges import Exchanges
+from beaconry.router.facts import Fault, LegFailed, LegFinished, LegProgressed, LegStarted
+from beaconry.router.learning import Learning
+from beaconry.router.member import Member
+from beaconry.router.placing import Placing
+from beaconry.router.retries import RetryBudget
+from beaconry.router.timers import Timers
+from beaconry.values.decision import Decision
+from beaconry.values.errors import InternalError
+from beaconry.values.outcome import Outcome
+
+BUSY_STATUSES = frozenset({429, 503})
+"""An engine that answers so is full, not broken."""
+
+
+class Legs:
+    """The life of all legs."""
+
+    def __init__(
+        self,
+        *,
+        placing: Placing,
+        exchanges: Exchanges,
+        admission: Admission,
+        learning: Learning,
+        timers: Timers,
+        retry: Retry,
+    ) -> None:
+        self._placing = placing
+        self._members = placing.members
+        self._exchanges = exchanges
+        self._admission = admission
+        self._learning = learning
+        self._timers = timers
+        self._attempts = retry.attempts
+        self._budget = RetryBudget(retry.budget_ratio, retry.budget_floor)
+        self.retries = 0
+        self._legs: dict[int, Leg] = {}
+        """Exactly the `leg` of each exchange."""
+        self._last = 0
+
+    # -- begin
+
+    def request(self, now_s: float) -> None:
+        """A request has come: retries are measured by their number."""
+        self._budget.request(now_s)
+
+    def place(self, exchange: Exchange, now_s: float, effects: list[Effect]) -> bool:
+        """Choose an endpoint and start a leg there, or refuse what would be too late anywhere. False if there is none."""
+        decision = self._placing.choose(exchange.request, exchange.tried, now_s)
+        if decision is None:
+            return False
+        forecasts = decision.ranking.forecasts
+        if forecasts and self._exchanges.refused_late(exchange, forecasts.values(), now_s, effects):
+            return True
+        ticket = exchange.ticket
+        if ticket is not None and ticket.queued_s > 0 and not exchange.attempts:
+            decision = replace(decision, queued_s=ticket.queued_s, waited_for=ticket.why.value)
+        self._start(exchange, decision, now_s, effects)
+        return True
+
+    def _start(self, exchange: Exchange, decision: Decision, now_s: float, effects: list[Effect]) -> None:
+        request, winner = exchange.request, decision.ranking.winner
+        name = decision.endpoint.name
+        self._last += 1
+        placement = self._learning.routed(name, request)
+        leg = Leg(self._last, exchange, self._members[name], decision.candidates[winner], placement, now_s)
+        exchange.leg = leg
+        exchange.attempts += 1
+        self._legs[leg.id] = leg
+        leg.member.dispatch(leg)
+        self._learning.dispatched(leg)
+        predictions = decision.ranking.predictions
+        self._admission.dispatched(leg, predictions[winner] if predictions else None)
+        if request.stream:
+            self._timers.sent(leg, now_s, effects)
+        effects.append(StartLeg(request.id, leg.id, decision.endpoint, decision))
+
+    # -- facts
+
+    def started(self, fact: LegStarted, now_s: float, effects: list[Effect]) -> None:
+        """A leg's first byte has come."""
+        leg = self._legs.get(fact.leg)
+        if leg is not None and leg.first_byte_s is None:
+            self._first_byte_came(leg, now_s)
+            self._timers.progressed(leg, now_s, effects)
+
+    def progressed(self, fact: LegProgressed, now_s: float, effects: list[Effect]) -> None:
+        """A leg goes on."""
+        leg = self._legs.get(fact.leg)
+        if leg is not None and leg.first_byte_s is not None:
+            self._timers.progressed(leg, now_s, effects)
+
+    def finished(self, fact: LegFinished, now_s: float, effects: list[Effect]) -> None:
+        """A leg's answer is complete."""
+        leg = self._legs.get(fact.leg)
+        if leg is None:
+            return
+        if leg.first_byte_s is None:
+            self._first_byte_came(leg, now_s)
+        assert leg.first_byte_s is not None
+        exchange = leg.exchange
+        batch_at_end = len(leg.member.decoding)
+        self._close(leg, now_s, finished=True)
+        leg.member.succeeded()
+        refused = fact.status >= 400
+        if fact.usage is not None and not refused:
+            request = exchange.request
+            self._exchanges.counters[request.model].count_usage(fact.usage, now_s - leg.first_byte_s)
+            self._exchanges.allowances.reported(request.id, fact.usage, now_s)
+            if exchange.ticket is not None:
+                self._admission.settle(exchange.ticket, fact.usage, now_s)
+        self._learning.finished(leg, None if refused else fact.usage, batch_at_end, now_s)
+        self._exchanges.end(exchange, Outcome.ENGINE_REFUSED if refused else Outcome.COMPLETED, now_s, effects)
+
+    def failed(self, fact: LegFailed, now_s: float, effects: list[Effect]) -> None:
+        """A leg has ended without a complete answer."""
+        leg = self._legs.get(fact.leg)
+        if leg is None:
+            return
+        busy = fact.fault is Fault.STATUS and fact.status in BUSY_STATUSES
+        if not busy:
+            leg.member.failed_leg(now_s)
+        self._close(leg, now_s)
+        what = (
+            f"the engine answered {fact.status}" if fact.fault is Fault.STATUS else f"{fact.fault.value}: {fact.detail}"
+        )
+        if leg.first_byte_s is not None:
+            message = f"the engine failed while it answered ({what})"
+            self._exchanges.break_off(leg.exchange, Outcome.STREAM_BROKEN, message, now_s, effects)
+        else:
+            self._try_again(leg, what, now_s, effects, status=503 if busy else 502)
+
+    def _first_byte_came(self, leg: Leg, now_s: float) -> None:
+        request, member = leg.exchange.request, leg.member
+        leg.first_byte_s = now_s
+        member.first_byte(leg)
+        self._admission.reopen(member)
+        leg.batch_at_first = len(member.decoding)
+        leg.prefilled_mark = member.prefilled_tokens
+        self._timers.began(leg)
+        if request.stream:
+            self._learning.first_byte(leg)
+            member.ttft.add(now_s - leg.dispatched_s)
+            self._exchanges.counters[request.model].ttft.add(now_s - request.arrived_s)
+
+    # -- ends
+
+    def leave(self, member: Member, why: str, now_s: float, effects: list[Effect]) -> None:
+        """Move what waits for a first byte at `member` elsewhere; what streams has its own deadline."""
+        for leg in [leg for leg in self._legs.values() if leg.member is member and leg.first_byte_s is None]:
+            self.cancel(leg.exchange, now_s, effects)
+            self._try_again(leg, why, now_s, effects, status=502)
+
+    def cut(self, exchange: Exchange, outcome: Outcome, message: str, now_s: float, effects: list[Effect]) -> None:
+        """End an exchange wherever it stands."""
+        leg = self.cancel(exchange, now_s, effects)
+        if leg is not None and leg.first_byte_s is not None:
+            self._exchanges.break_off(exchange, outcome, message, now_s, effects)
+        else:
+            status = 503 if outcome is Outcome.SHUTTING_DOWN else 504
+            self._exchanges.answer(exchange, status, outcome, message, now_s, effects)
+
+    def cut_late(self, now_s: float, effects: list[Effect]) -> None:
+        """End what has missed a deadline of its leg."""
+        for leg in self._timers.late_legs(now_s):
+            leg.member.failed_leg(now_s)
+            what = "begin its answer" if leg.first_byte_s is None else "go on with its answer"
+            message = f"the engine did not {what} in time"
+            self.cut(leg.exchange, Outcome.ENGINE_TIMEOUT, message, now_s, effects)
+
+    def cancel(self, exchange: Exchange, now_s: float, effects: list[Effect]) -> Leg | None:
+        """Take an exchange's leg from it, if it has one."""
+        leg = exchange.leg
+        if leg is not None:
+            effects.append(CancelLeg(exchange.request.id, leg.id))
+            self._close(leg, now_s)
+        return leg
+
+    def _try_again(self, leg: Leg, what: str, now_s: float, effects: list[Effect], *, status: int) -> None:
+        """Place the exchange elsewhere if attempts and budget allow, else answer with what went wrong."""
+        exchange = leg.exchange
+        exchange.tried.append(leg.member.endpoint.name)
+        running = 0 if status == 503 else len(self._exchanges)
+        if (
+            exchange.attempts < self._attempts
+            and self._budget.try_retry(now_s, running)
+            and self.place(exchange, now_s, effects)
+        ):
+            self.retries += 1
+            return
+        message = f"the engine failed before its answer began ({what}); attempts: {exchange.attempts}"
+        self._exchanges.answer(exchange, status, Outcome.ENGINE_FAILED, message, now_s, effects)
+
+    def _close(self, leg: Leg, now_s: float, *, finished: bool = False) -> None:
+        """Forget a leg: the counterpart of what `_start` has noted."""
+        del self._legs[leg.id]
+        self._timers.over(leg)
+        leg.exchange.leg = None
+        member = leg.member
+        member.end(leg)
+        self._admission.reopen(member)
+        if not finished:
+            self._learning.cut_short(leg, now_s)
+        self._members.tidy(member)
+
+    # -- looking in
+
+    def check(self) -> None:
+        """Raise InternalError if an invariant does not hold."""
+        self._members.check(set(self._legs))
+        if set(self._legs.values()) != {e.leg for e in self._exchanges.running()} - {None}:
+            raise InternalError("the legs are not those of the exchanges")
+        self._timers.check(len(self._exchanges), len(self._legs))

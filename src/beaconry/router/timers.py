@@ -1,0 +1,78 @@
+"""All waiting is bounded: three queues of equal deadlines, and one wake-up for the earliest of them."""
+
+from beaconry.config.gateway import Deadlines
+from beaconry.router.deadlines import NEVER, DeadlineQueue
+from beaconry.router.effects import Effect, WakeAt
+from beaconry.router.exchange import Exchange, Leg
+from beaconry.values.errors import InternalError
+
+
+class Timers:
+    """The deadlines of legs and exchanges."""
+
+    def __init__(self, deadlines: Deadlines) -> None:
+        self._first_byte: DeadlineQueue[int, Leg] = DeadlineQueue(deadlines.first_byte_s)
+        """Streams without first byte. (The first byte of a whole answer is its last: only the total deadline bounds it.)"""
+        self._progress: DeadlineQueue[int, Leg] = DeadlineQueue(deadlines.idle_s)
+        """Legs with first byte."""
+        self._total: DeadlineQueue[str, Exchange] = DeadlineQueue(deadlines.total_s)
+        """All exchanges."""
+        self._wake_s = NEVER
+        """The time last asked for."""
+
+    def arrived(self, exchange: Exchange, now_s: float, effects: list[Effect]) -> None:
+        """A request is to end in time."""
+        self._total.touch(exchange.request.id, exchange, now_s)
+        self.wake_by(now_s + self._total.timeout_s, effects)
+
+    def ended(self, exchange: Exchange) -> None:
+        """It has."""
+        self._total.discard(exchange.request.id)
+
+    def sent(self, leg: Leg, now_s: float, effects: list[Effect]) -> None:
+        """A leg is to have its first byte in time."""
+        self._first_byte.touch(leg.id, leg, now_s)
+        self.wake_by(now_s + self._first_byte.timeout_s, effects)
+
+    def began(self, leg: Leg) -> None:
+        """It has; what it owes next shows with its progress."""
+        self._first_byte.discard(leg.id)
+
+    def progressed(self, leg: Leg, now_s: float, effects: list[Effect]) -> None:
+        """A leg is to go on in time."""
+        self._progress.touch(leg.id, leg, now_s)
+        self.wake_by(now_s + self._progress.timeout_s, effects)
+
+    def over(self, leg: Leg) -> None:
+        """A leg owes nothing any more."""
+        self._first_byte.discard(leg.id)
+        self._progress.discard(leg.id)
+
+    def late_legs(self, now_s: float) -> list[Leg]:
+        """Take those that should have begun or gone on by now."""
+        return [*self._first_byte.take_due(now_s), *self._progress.take_due(now_s)]
+
+    def late_exchanges(self, now_s: float) -> list[Exchange]:
+        """Take those that should have ended by now."""
+        return self._total.take_due(now_s)
+
+    def wake_by(self, due_s: float, effects: list[Effect]) -> None:
+        """Ask to be woken at `due_s`, unless that is asked for already or earlier."""
+        if due_s < self._wake_s:
+            self._wake_s = due_s
+            effects.append(WakeAt(due_s))
+
+    def woken(self) -> None:
+        """What was asked for has happened."""
+        self._wake_s = NEVER
+
+    def wake_again(self, due_s: float, effects: list[Effect]) -> None:
+        """Ask for the earliest of all deadlines and `due_s`."""
+        self.wake_by(min(due_s, self._first_byte.due_s(), self._progress.due_s(), self._total.due_s()), effects)
+
+    def check(self, exchanges: int, legs: int) -> None:
+        """Raise InternalError if a deadline outlives what it is for."""
+        if len(self._total) != exchanges:
+            raise InternalError(f"{len(self._total)} requests have a deadline, {exchanges} are running")
+        if len(self._progress) + len(self._first_byte) > legs:
+            raise InternalError("a deadline outlives its leg")
