@@ -76,7 +76,7 @@ def cached_in(engine):
     """What the engine's pool really holds."""
     pool = engine.generation.engine._pool
     copies = {}
-    for key in pool._refs:
+    for key in (*pool._held, *pool._idle):
         low = pool._hash_of.get(key, key) & MASK64
         copies[low] = copies.get(low, 0) + 1
     return copies

@@ -14,7 +14,7 @@ independently: the second one lives under an alias key, and each of them is anno
 Prompts' blocks are also copied into the tiers beside the GPU, if there are any (`offload_tier.py`), and announced there for themselves.
 """
 
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Sequence as Sized
 from itertools import count, islice
 
@@ -34,9 +34,12 @@ class BlockPool:
         evictions: cached blocks dropped since the start.
         tiers: where copies are kept beside the GPU, fastest first.
 
-    `_refs` maps the key of each held or idle block to its number of holders, `_idle` has exactly the keys with no holder, least
+    `_held` maps the key of each held block to its number of holders, `_idle` has exactly the keys of the idle ones, least
     recently released first. A key is the block's hash, or a negative alias for a further block of the same hash: `_hash_of`
     maps aliases to hashes, `_aliases` maps hashes to their aliases, oldest first.
+
+    `_idle` is a plain dict, a third of an OrderedDict's size. It keeps the places of keys that have gone, and whoever asks for its first
+    key walks over them: so it is laid out afresh after `_moves` in proportion to its length.
     """
 
     def __init__(
@@ -56,8 +59,9 @@ class BlockPool:
         self.evictions = 0
         self.tiers = tuple(tiers) if caching else ()
         self._events: list[KvEvent] | None = [] if record_events else None
-        self._refs: dict[int, int] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._held: dict[int, int] = {}
+        self._idle: dict[int, None] = {}
+        self._moves = 0
         self._hash_of: dict[int, int] = {}
         self._aliases: dict[int, list[int]] = {}
         self._alias_keys = count(-1, -1)
@@ -75,14 +79,14 @@ class BlockPool:
     @property
     def cached(self) -> int:
         """Shareable blocks, held or idle."""
-        return len(self._refs)
+        return len(self._held) + len(self._idle)
 
     def match(self, hashes: Sized[int], limit: int) -> list[int]:
         """Return the keys of the longest cached prefix of `hashes`, at most `limit` of them. Changes nothing."""
-        refs = self._refs
+        held, idle = self._held, self._idle
         keys: list[int] = []
         for block_hash in islice(hashes, limit):
-            if block_hash in refs:
+            if block_hash in idle or block_hash in held:
                 keys.append(block_hash)
             elif block_hash in self._aliases:
                 keys.append(self._aliases[block_hash][0])
@@ -92,17 +96,18 @@ class BlockPool:
 
     def count_held(self, keys: list[int]) -> int:
         """Return how many of these cached blocks are held: sharing them takes no free block."""
-        refs = self._refs
-        return sum(1 for key in keys if refs[key])
+        held = self._held
+        return sum(1 for key in keys if key in held)
 
     def share(self, keys: list[int]) -> None:
         """Add a holder to each of these cached blocks."""
-        refs, idle = self._refs, self._idle
+        held, idle = self._held, self._idle
         for key in keys:
-            holders = refs[key]
-            if not holders:
+            if key in held:
+                held[key] += 1
+            else:
                 del idle[key]
-            refs[key] = holders + 1
+                held[key] = 1
 
     def allocate(self, blocks: int) -> None:
         """Take private blocks: blank ones, then the idle ones that were released longest ago. The caller has checked `free`."""
@@ -113,8 +118,9 @@ class BlockPool:
         evicted = blocks - self.blank
         self.blank = 0
         self.evictions += evicted
-        for _ in range(evicted):
-            self._drop(self._idle.popitem(last=False)[0])
+        for key in list(islice(self._idle, evicted)):
+            self._drop(key)
+        self._moved(evicted)
 
     def publish(self, sequence: Sequence, full_blocks: int) -> None:
         """Make the sequence's private blocks below index `full_blocks` shareable, as far as their hashes are known."""
@@ -122,10 +128,11 @@ class BlockPool:
         start, end = len(table), min(full_blocks, len(hashes))
         if start >= end or not self.caching:
             return
-        refs = self._refs
+        held, idle, aliases = self._held, self._idle, self._aliases
         for block_hash in hashes[start:end]:
-            key = block_hash if block_hash not in refs and block_hash not in self._aliases else self._alias(block_hash)
-            refs[key] = 1
+            known = block_hash in held or block_hash in idle or block_hash in aliases
+            key = self._alias(block_hash) if known else block_hash
+            held[key] = 1
             table.append(key)
         self.private -= end - start
         sequence.private_blocks -= end - start
@@ -153,15 +160,18 @@ class BlockPool:
 
     def release(self, sequence: Sequence) -> None:
         """Take all blocks from a sequence. Its tail becomes idle first, so that a prefix outlives what follows it."""
-        refs, idle = self._refs, self._idle
+        held, idle = self._held, self._idle
         self.blank += sequence.private_blocks
         self.private -= sequence.private_blocks
         sequence.private_blocks = 0
         for key in reversed(sequence.table):
-            holders = refs[key] - 1
-            refs[key] = holders
-            if not holders:
+            holders = held[key]
+            if holders == 1:
+                del held[key]
                 idle[key] = None
+            else:
+                held[key] = holders - 1
+        self._moved(len(sequence.table))
         sequence.table.clear()
 
     def clear(self) -> bool:
@@ -169,7 +179,7 @@ class BlockPool:
         if self.free != self.num_blocks:
             return False
         self.blank = self.num_blocks
-        for table in (self._refs, self._idle, self._hash_of, self._aliases):
+        for table in (self._held, self._idle, self._hash_of, self._aliases):
             table.clear()
         for tier in self.tiers:
             if tier.kind is not Tier.SHARED:
@@ -190,7 +200,7 @@ class BlockPool:
         tiers = [tier.copy() for tier in self.tiers]
         other = BlockPool(self.num_blocks, self.block_tokens, caching=self.caching, tiers=tiers)
         other.blank, other.private, other.evictions = self.blank, self.private, self.evictions
-        other._refs = self._refs.copy()
+        other._held = self._held.copy()
         other._idle = self._idle.copy()
         other._hash_of = self._hash_of.copy()
         other._aliases = {block_hash: keys.copy() for block_hash, keys in self._aliases.items()}
@@ -199,18 +209,15 @@ class BlockPool:
 
     def check(self, sequences: Sized[Sequence]) -> None:
         """Raise InternalError unless every block is in exactly one place and the holders are these sequences."""
-        holders: dict[int, int] = dict.fromkeys(self._refs, 0)
-        for sequence in sequences:
-            for key in sequence.table:
-                holders[key] = holders.get(key, 0) + 1
+        holders = Counter(key for sequence in sequences for key in sequence.table)
         aliases = {key for keys in self._aliases.values() for key in keys}
         conditions = {
-            "blocks are conserved": self.blank + self.private + len(self._refs) == self.num_blocks,
+            "blocks are conserved": self.blank + self.private + self.cached == self.num_blocks,
             "no count is negative": min(self.blank, self.private) >= 0,
-            "holders are counted": holders == self._refs,
-            "idle blocks have no holder": self._idle.keys() == {key for key, n in holders.items() if n == 0},
+            "holders are counted": holders == self._held,
+            "idle blocks have no holder": not self._idle.keys() & holders.keys(),
             "private blocks are counted": self.private == sum(s.private_blocks for s in sequences),
-            "aliases are cached blocks": aliases == self._hash_of.keys() and aliases <= self._refs.keys(),
+            "aliases are cached blocks": aliases == self._hash_of.keys() and aliases <= self._held.keys() | self._idle.keys(),
         }
         broken = [name for name, holds in conditions.items() if not holds]
         if broken:
@@ -224,8 +231,16 @@ class BlockPool:
         self._aliases.setdefault(block_hash, []).append(key)
         return key
 
+    def _moved(self, keys: int) -> None:
+        """Note that so many keys came or went; lay `_idle` out afresh if it is time."""
+        self._moves += keys
+        if 2 * self._moves > len(self._idle):
+            self._moves = 0
+            self._idle = dict.fromkeys(self._idle)
+
     def _drop(self, key: int) -> None:
-        del self._refs[key]
+        """Forget an idle block."""
+        del self._idle[key]
         block_hash = self._hash_of.pop(key, None)
         if block_hash is not None:
             siblings = self._aliases[block_hash]
