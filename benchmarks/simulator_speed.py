@@ -4,12 +4,15 @@ CPU time of one process. The trace part replays a Mooncake trace (without `--tra
 blocks of 64 and of 512 tokens, and a part of it step by step as well. The growth part has sessions at equal load per engine.
 
     python -m benchmarks.simulator_speed --trace conversation_trace.jsonl
-    python -m benchmarks.simulator_speed --large          # 1,000 engines, 1,000,000 requests
+    python -m benchmarks.simulator_speed --large --json large.json    # 1,000 engines, 1,000,000 requests
+
+The large run says how it gets on every ten CPU seconds, and writes it to the file each time: what there is survives an interruption.
 """
 
 import resource
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import log2
 from pathlib import Path
 
@@ -41,6 +44,49 @@ TURNS = 4
 SESSIONS_PER_ENGINE_S = 0.5
 GROWTH: tuple[tuple[int, int], ...] = ((8, 2000), (8, 8000), (8, 32_000), (64, 8000), (512, 8000), (512, 32_000))
 LARGE = (1000, 1_000_000)
+TELL_S = 10.0
+"""CPU time between two lines on how a long run gets on."""
+
+
+class Point(Struct, frozen=True, kw_only=True):
+    """How far a long run has come."""
+
+    requests: int
+    """Ended."""
+    virtual_s: float
+    cpu_s: float
+    us_per_request: float
+    """Since the point before."""
+    resident_mib: int
+
+
+class Course:
+    """Follows a long run: a line on stderr and the points so far in `file` every `TELL_S`."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.points = [Point(requests=0, virtual_s=0.0, cpu_s=time.process_time(), us_per_request=0.0, resident_mib=0)]
+        self._file = file
+
+    def __call__(self, virtual_s: float, requests: int) -> None:
+        """Note where the run is, if it is time."""
+        last, cpu_s = self.points[-1], time.process_time()
+        if cpu_s < last.cpu_s + TELL_S or requests == last.requests:
+            return
+        point = Point(
+            requests=requests,
+            virtual_s=virtual_s,
+            cpu_s=cpu_s,
+            us_per_request=1e6 * (cpu_s - last.cpu_s) / (requests - last.requests),
+            resident_mib=_resident_mib(),
+        )
+        self.points.append(point)
+        print(
+            f"{requests:,} requests, {virtual_s:.0f} virtual s, {cpu_s:.0f} CPU s, {point.us_per_request:.0f} us/request, "
+            f"{point.resident_mib:,} MiB",
+            file=sys.stderr,
+            flush=True,
+        )
+        report.save(self._file, {"course": self.points})
 
 
 class Speed(Struct, frozen=True, kw_only=True):
@@ -62,12 +108,21 @@ class Speed(Struct, frozen=True, kw_only=True):
     failed: int
 
 
-def run(what: str, workload: str, engines: int, *, block_tokens: int = 64, steps_at_once: int = MANY_STEPS) -> Speed:
+def run(
+    what: str,
+    workload: str,
+    engines: int,
+    *,
+    block_tokens: int = 64,
+    steps_at_once: int = MANY_STEPS,
+    progress: Callable[[float, int], None] | None = None,
+) -> Speed:
     """Simulate one fleet."""
     text = SCENARIO.format(engines=engines, block_tokens=block_tokens, workload=workload)
     scenario = load_yaml(text, Scenario, "benchmark")
     began_s = time.process_time()
-    result, _ = run_cell(scenario, cells(scenario)[0], Path.cwd(), steps_at_once=steps_at_once)
+    cell = cells(scenario)[0]
+    result, _ = run_cell(scenario, cell, Path.cwd(), steps_at_once=steps_at_once, progress=progress)
     cpu_s = time.process_time() - began_s
     summary = result.summary
     return Speed(
@@ -80,11 +135,16 @@ def run(what: str, workload: str, engines: int, *, block_tokens: int = 64, steps
         times_real=result.virtual_s / cpu_s,
         us_per_request=1e6 * cpu_s / summary.requests,
         events=result.events,
-        resident_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+        resident_mib=_resident_mib(),
         ttft_p50_s=summary.ttft_s.p50 if summary.ttft_s else 0.0,
         hit_rate=summary.hit_rate or 0.0,
         failed=summary.failed,
     )
+
+
+def _resident_mib() -> int:
+    """The most that this process ever had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
 def sessions(engines: int, requests: int) -> str:
@@ -128,9 +188,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.large:
         engines, requests = LARGE
-        large = [run("sessions", sessions(engines, requests), engines)]
+        course = Course(args.json)
+        large = [run("sessions", sessions(engines, requests), engines, progress=course)]
         show("One large fleet", large)
-        report.save(args.json, {"large": large})
+        report.save(args.json, {"large": large, "course": course.points})
         return
     growth = GROWTH
     if args.smoke:

@@ -217,7 +217,8 @@ class BlockPool:
             "holders are counted": holders == self._held,
             "idle blocks have no holder": not self._idle.keys() & holders.keys(),
             "private blocks are counted": self.private == sum(s.private_blocks for s in sequences),
-            "aliases are cached blocks": aliases == self._hash_of.keys() and aliases <= self._held.keys() | self._idle.keys(),
+            "aliases are cached blocks": aliases == self._hash_of.keys()
+            and aliases <= self._held.keys() | self._idle.keys(),
         }
         broken = [name for name, holds in conditions.items() if not holds]
         if broken:

@@ -4,11 +4,12 @@ from collections.abc import Iterable
 
 from beaconry.workload.request import Span
 
-_MASK = 0xFFFF_FFFF_FFFF_FFFF
+_MASK = (1 << 60) - 1
+"""Two digits of a Python integer: caches are made of hashes, and a third digit would make each half as large again."""
 
 
 def block_hashes(spans: Iterable[Span], block_tokens: int) -> list[int]:
-    """Chained 64-bit hashes of the full blocks of `block_tokens` tokens. The same in every process."""
+    """Chained 60-bit hashes of the full blocks of `block_tokens` tokens. The same in every process."""
     hashes: list[int] = []
     parent, room = 0, block_tokens
     begun: tuple[int, ...] = ()
