@@ -124,7 +124,7 @@ class Gateway:
             self._driver,
             self._prompts,
             self._reception,
-            page.render,
+            page.slices,
             config.access,
             engine_key=None if key_file is None else read_key(Path(key_file)),
             boot_id=secrets.token_hex(4),

@@ -3,8 +3,9 @@
 Only `/v1/...` reaches an engine, by the `model` in its JSON body; an engine's other paths (sleep, profile, adapter loading) do not.
 """
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from beaconry.config.gateway import Access
+from beaconry.io.exposition import CONTENT_TYPE
 from beaconry.io.http_exchange import Exchange
 from beaconry.io.prompts import Keyed, Prompts
 from beaconry.io.relay import Relay
@@ -88,7 +90,7 @@ class Door:
         desk: Desk,
         prompts: Prompts,
         reception: Reception,
-        metrics: Callable[[], bytes],
+        metrics: Callable[[], Iterator[bytes]],
         access: Access,
         *,
         engine_key: bytes | None,
@@ -144,9 +146,17 @@ class Door:
             ready = any(e.state == "ready" for e in self._desk.router.statistics(self._desk.now_s()).endpoints)
             exchange.respond(200 if ready else 503, b"", b"text/plain")
         elif path == "/metrics":
-            exchange.respond(200, self._metrics(), b"text/plain; version=0.0.4; charset=utf-8")
+            self._desk.spawn(self._tell_metrics(exchange))
         else:
             raise CallerError(f"there is no GET {path[:200]} here", status=404, code="unknown_path")
+
+    async def _tell_metrics(self, exchange: Exchange) -> None:
+        """Make the page slice by slice, so that no stream waits for the whole of it."""
+        made = []
+        for piece in self._metrics():
+            made.append(piece)
+            await asyncio.sleep(0)
+        exchange.respond(200, b"".join(made), CONTENT_TYPE)
 
     def _models(self, exchange: Exchange) -> list[str]:
         """What this caller may ask for at present."""

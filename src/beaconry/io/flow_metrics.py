@@ -6,8 +6,9 @@ its `priority` is the band's name.
 
 from collections.abc import Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from beaconry.io.exposition import Family
 from beaconry.io.histogram import histogram
 from beaconry.router.statistics import FlowStatistics
 from beaconry.values.outcome import Outcome
@@ -24,7 +25,7 @@ _OUTCOMES = {
 """llm-d's words for requests that were never dispatched; all others are RejectedOther."""
 
 
-def flow_metrics(flow: FlowStatistics) -> Iterator[Metric]:
+def flow_metrics(flow: FlowStatistics) -> Iterator[Family]:
     """All families."""
     rows = [([band.model, band.band], band) for band in flow.bands]
     for name, text in (
@@ -58,7 +59,7 @@ def flow_metrics(flow: FlowStatistics) -> Iterator[Metric]:
     yield from _llm_d(flow)
 
 
-def _llm_d(flow: FlowStatistics) -> Iterator[Metric]:
+def _llm_d(flow: FlowStatistics) -> Iterator[Family]:
     prefix = "llm_d_epp_flow_control"
     size = GaugeMetricFamily(f"{prefix}_queue_size", "Requests that wait.", labels=_LLM_D)
     held = GaugeMetricFamily(f"{prefix}_queue_bytes", "Their prompt bytes.", labels=_LLM_D)

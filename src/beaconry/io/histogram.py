@@ -1,22 +1,21 @@
 """The router's histograms in Prometheus' terms."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from math import inf
 
-from prometheus_client.core import HistogramMetricFamily
-from prometheus_client.utils import floatToGoString
-
+from beaconry.io.exposition import Lines, further, labels, number
 from beaconry.router.statistics import Distribution
 
 
-def histogram(
-    name: str, text: str, labels: list[str], rows: Iterable[tuple[list[str], Distribution]]
-) -> HistogramMetricFamily:
+def histogram(name: str, text: str, names: Sequence[str], rows: Iterable[tuple[Sequence[str], Distribution]]) -> Lines:
     """One family, a row per set of label values."""
-    family = HistogramMetricFamily(name, text, labels=labels)
+    lines: list[str] = []
     for values, distribution in rows:
-        bounds, below = (*distribution.bounds, inf), accumulate(distribution.counts)
-        buckets = [(floatToGoString(b), float(n)) for b, n in zip(bounds, below, strict=True)]  # type: ignore[no-untyped-call]
-        family.add_metric(values, buckets, distribution.total)
-    return family
+        label = labels(names, values)
+        below = 0
+        for bound, below in zip((*distribution.bounds, inf), accumulate(distribution.counts), strict=True):
+            lines.append(f"{name}_bucket{further(label, 'le', number(bound))} {number(below)}\n")
+        lines.append(f"{name}_count{label} {number(below)}\n")
+        lines.append(f"{name}_sum{label} {number(distribution.total)}\n")
+    return Lines("histogram", name, text, lines)

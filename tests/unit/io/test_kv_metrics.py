@@ -46,11 +46,11 @@ def samples(families):
         at_s=0.0, endpoints=(), models={}, refused=0, retries=0, in_flight=0, draining=False, plugin_failures={}
     )
     server = ServerStatistics(connections=0, buffered_bytes=0, refused={})
-    page = MetricsPage(lambda: router, lambda: server, dict, lambda: families).render().decode()
+    page = b"".join(MetricsPage(lambda: router, lambda: server, dict, lambda: families).slices()).decode()
     found = {}
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
-            key = (sample.name, *sample.labels.values())
+            key = (sample.name, *(value for _, value in sorted(sample.labels.items())))
             assert key not in found, key
             found[key] = sample.value
     return found
