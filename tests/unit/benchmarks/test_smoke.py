@@ -99,3 +99,17 @@ def test_overload_keeps_goodput_and_says_no_quickly(tmp_path: Path):
     assert on["good_per_s"] > 3 * off["good_per_s"]
     assert on["jain"] > 0.98
     assert figures["cost"]["bytes per queued request"] < 1000
+
+
+def test_metrics_page_is_made_in_slices_that_take_a_part_of_its_time(tmp_path: Path):
+    printed, figures = smoke("metrics_page", tmp_path)
+    assert "longest slice" in printed
+    assert [row["endpoints"] for row in figures] == [16, 256]
+    assert all(row["longest_slice_ms"] < row["page_ms"] for row in figures)
+
+
+def test_overload_peers_measures_beaconry_alone_and_says_who_is_skipped(tmp_path: Path):
+    printed, figures = smoke("overload_peers", tmp_path)
+    assert "top band p50 ms" in printed
+    assert {run["router"] for run in figures} == {"Beaconry", "Beaconry, flow control off"}
+    assert all(run["completed"] + run["refused"] + run["gave_up"] > 100 for run in figures)
