@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from beaconry.apps.virtual_fleet import TraceFiles, cells, run_cell
 from beaconry.sim.bounds import Demand, demand_of, most_per_s
@@ -30,7 +30,7 @@ class Trial(Struct, frozen=True, kw_only=True):
     """Per hour, spare replicas included."""
     met: bool
     worst: Summary | None = None
-    """Of all seeds and losses the one with the least share of good answers; None if nobody was left to answer."""
+    """Of all seeds and losses simulated the one with the least share of good answers; None if nobody was left to answer."""
     looks: tuple[Look, ...] = ()
 
 
@@ -133,18 +133,20 @@ class Planner:
         planning = self._planning
         price = sum(s.replica_price() * count for s, count in zip(planning.variants, counts, strict=True))
         self._tell(f"simulating {fleet_name(planning, counts)} at {price:,.2f} an hour, load {load:.2f}")
-        worst: tuple[float, Summary, tuple[Look, ...]] | None = None
+        blank = Trial(counts=counts, load=load, price=price, met=False)
+        worst: tuple[float, Trial] | None = None
         for left in without(counts, planning.spare):
             if not any(left):
-                return Trial(counts=counts, load=load, price=price, met=False)
+                return blank
             scenario = scenario_of(planning, left, load)
             for cell in cells(scenario):
                 result, _ = run_cell(scenario, cell, self._folder)
                 attained = result.summary.attainment or 0.0
+                met = attained >= planning.slo.attainment
+                trial = structs.replace(blank, met=met, worst=result.summary, looks=result.looks)
+                if not met:
+                    return trial
                 if worst is None or attained < worst[0]:
-                    worst = (attained, result.summary, result.looks)
-                if attained < planning.slo.attainment:
-                    break
-        assert worst is not None
-        met = worst[0] >= planning.slo.attainment
-        return Trial(counts=counts, load=load, price=price, met=met, worst=worst[1], looks=worst[2])
+                    worst = attained, trial
+        assert worst is not None, "there is a way to lose nothing, and a seed"
+        return worst[1]

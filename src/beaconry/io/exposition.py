@@ -80,7 +80,8 @@ def _lines_of(metric: Metric) -> Lines:
 
 def _sample_lines(metric: Metric) -> Iterator[str]:
     for sample in metric.samples:
-        yield f"{sample.name}{labels(sample.labels, sample.labels.values())} {number(sample.value)}\n"
+        names = sorted(sample.labels)
+        yield f"{sample.name}{labels(names, map(sample.labels.__getitem__, names))} {number(sample.value)}\n"
 
 
 def _escaped(value: str) -> str:

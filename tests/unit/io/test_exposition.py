@@ -59,14 +59,14 @@ def test_families_say_what_the_client_library_makes_of_them(rows, text):
 
 @given(st.lists(st.tuples(TEXTS, TEXTS, NUMBERS), max_size=5))
 def test_lines_say_what_a_family_with_the_same_rows_says(rows):
-    family = GaugeMetricFamily("a_gauge", "A text.", labels=["one", "two", "three"])
+    family = GaugeMetricFamily("a_gauge", "A text.", labels=["a", "b", "c"])
     for one, two, value in rows:
         family.add_metric([one, two, "x"], value)
     lines = simple(
         "gauge",
         "a_gauge",
         "A text.",
-        [(further(labels(("one", "two"), row[:2]), "three", "x"), row[2]) for row in rows],
+        [(further(labels(("a", "b"), row[:2]), "c", "x"), row[2]) for row in rows],
     )
     assert written(lines) == written(family)
 
