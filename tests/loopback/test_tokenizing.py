@@ -117,6 +117,17 @@ def local(executor, encoding=encode, marker="<|end|>", limit=1_000_000):
     return LocalTokens(prompt, encoding, executor, PieceCache(marker, limit), (array("I", [1]), array("I", [2])))
 
 
+class Gated:
+    """An encoder that stands still until its gate is open."""
+
+    def __init__(self):
+        self.gate = threading.Event()
+
+    def __call__(self, piece):
+        assert self.gate.wait(PATIENCE_S)
+        return encode(piece)
+
+
 class Refusing:
     """A source that has nothing, or breaks."""
 
@@ -336,11 +347,7 @@ def test_requests_for_the_same_text_share_the_work(executor):
 
 
 def test_what_is_late_is_done_all_the_same_so_that_the_next_turn_finds_it(executor):
-    gate = threading.Event()
-
-    def encoding(piece):
-        gate.wait(PATIENCE_S)
-        return encode(piece)
+    encoding = Gated()
 
     async def main():
         source = local(executor, encoding)
@@ -348,7 +355,7 @@ def test_what_is_late_is_done_all_the_same_so_that_the_next_turn_finds_it(execut
         long = "abcd" * INLINE_CHARS
         found = await made.tokens(Api.COMPLETIONS, text(long))
         assert found.told == "none; deadline"
-        gate.set()
+        encoding.gate.set()
         while source.statistics().pending_chars:
             await asyncio.sleep(0.001)
         assert made.begin(Api.COMPLETIONS, text(long)).told == "local"
@@ -357,11 +364,7 @@ def test_what_is_late_is_done_all_the_same_so_that_the_next_turn_finds_it(execut
 
 
 def test_nobody_waits_for_what_is_known_to_be_late(executor):
-    gate = threading.Event()
-
-    def encoding(piece):
-        gate.wait(PATIENCE_S)
-        return encode(piece)
+    encoding = Gated()
 
     async def main():
         made = tokenizing(local(executor, encoding), deadline_s=0.5)
@@ -374,7 +377,7 @@ def test_nobody_waits_for_what_is_known_to_be_late(executor):
         for _ in range(4):
             found = await made.tokens(Api.COMPLETIONS, text("abcd" * 200_000 + str(_)))
         assert found.reason is Reason.BUSY
-        gate.set()
+        encoding.gate.set()
 
     asyncio.run(main())
 
@@ -389,11 +392,7 @@ def test_a_body_too_large_to_render_in_time_and_images_are_refused(executor):
 
 
 def test_a_client_that_leaves_ends_the_wait_and_not_the_work(executor):
-    gate = threading.Event()
-
-    def encoding(piece):
-        gate.wait(PATIENCE_S)
-        return encode(piece)
+    encoding = Gated()
 
     async def main():
         source = local(executor, encoding)
@@ -404,7 +403,7 @@ def test_a_client_that_leaves_ends_the_wait_and_not_the_work(executor):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        gate.set()
+        encoding.gate.set()
         while source.statistics().pending_chars:
             await asyncio.sleep(0.001)
         assert made.begin(Api.COMPLETIONS, long).told == "local"

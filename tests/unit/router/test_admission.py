@@ -8,12 +8,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from beaconry.config.flow import BandConfig, Flow
-from beaconry.config.gateway import Deadlines, GatewayConfig, Health, Retry
-from beaconry.kvindex.approximate import ApproximateIndex
-from beaconry.kvindex.exact import ExactIndex
-from beaconry.latency.rates import RateBook
-from beaconry.plugins.registry import Registry
-from beaconry.router.caches import Caches
 from beaconry.router.effects import Answer, CancelLeg, Effect, Ended, StartLeg, WakeAt
 from beaconry.router.facts import (
     AdaptersSeen,
@@ -30,36 +24,19 @@ from beaconry.router.facts import (
     RequestArrived,
     TimerDue,
 )
-from beaconry.router.router import Router
-from beaconry.scheduling.scheduler import Scheduler, make_scheduler
+from beaconry.scheduling.scheduler import Scheduler
 from beaconry.values.candidate import Forecast, Source
 from beaconry.values.decision import Ranking
-from beaconry.values.endpoint import Endpoint
 from beaconry.values.outcome import DROPPED_REASONS, Outcome
 from beaconry.values.request import Api, Request, Usage
-
-
-def endpoint(name: str, **fields: object) -> Endpoint:
-    return Endpoint(name=name, host="127.0.0.1", port=8000 + ord(name[0]), model="m", **fields)
+from tests.unit.router.made import endpoint, make_router
 
 
 class Bench:
     """A router whose engines can use 0.1 s of prefill: half a prompt of 2,000 tokens, by the rates believed at the start."""
 
     def __init__(self, names: str = "ab", **knobs: object) -> None:
-        rates = RateBook()
-        self.router = Router(
-            GatewayConfig(
-                deadlines=Deadlines(first_byte_s=30.0, idle_s=10.0, total_s=100.0),
-                retry=Retry(attempts=3, budget_ratio=0.2, budget_floor=100),
-                health=Health(eject_after=2, eject_base_s=5.0, unhealthy_after=2),
-                flow=Flow(engine_wait_s=0.1, **knobs),
-            ),
-            scheduler=make_scheduler("least-requests", rates, Registry.installed()),
-            caches=Caches(ApproximateIndex(limit_bytes=1 << 20), ExactIndex()),
-            rates=rates,
-            rng=Random(1),
-        )
+        self.router = make_router("least-requests", Flow(engine_wait_s=0.1, **knobs))
         self.now_s = 0.0
         self.wake_s = float("inf")
         for name in names:

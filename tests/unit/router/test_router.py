@@ -1,7 +1,5 @@
 """The machine: every request has exactly one outcome, every counter returns to zero, failures move where they may."""
 
-from random import Random
-
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -9,12 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from msgspec import structs
 
 from beaconry.config.flow import Flow
-from beaconry.config.gateway import Deadlines, GatewayConfig, Health, Retry
-from beaconry.kvindex.approximate import ApproximateIndex
-from beaconry.kvindex.exact import ExactIndex
-from beaconry.latency.rates import RateBook
-from beaconry.plugins.registry import Registry
-from beaconry.router.caches import Caches
+from beaconry.config.gateway import Retry
 from beaconry.router.effects import Answer, BreakStream, CancelLeg, Effect, Ended, StartLeg, WakeAt
 from beaconry.router.facts import (
     AdaptersSeen,
@@ -32,17 +25,11 @@ from beaconry.router.facts import (
     RequestArrived,
     TimerDue,
 )
-from beaconry.router.router import Router
-from beaconry.scheduling.scheduler import make_scheduler
-from beaconry.values.endpoint import Endpoint
 from beaconry.values.outcome import Outcome
 from beaconry.values.request import Api, Request, Usage
+from tests.unit.router.made import RETRY, endpoint, make_router
 
 NAMES = ("a", "b", "c")
-
-
-def endpoint(name: str, **fields: object) -> Endpoint:
-    return Endpoint(name=name, host="127.0.0.1", port=8000 + ord(name[0]), model="m", **fields)
 
 
 def request(name: str, arrived_s: float = 0.0, **fields: object) -> Request:
@@ -53,20 +40,8 @@ def request(name: str, arrived_s: float = 0.0, **fields: object) -> Request:
 class Bench:
     """A router, its clock, and what it has said so far."""
 
-    def __init__(self, names: str = "ab", policy: str = "round-robin", **knobs: object) -> None:
-        rates = RateBook()
-        self.router = Router(
-            GatewayConfig(
-                deadlines=Deadlines(first_byte_s=30.0, idle_s=10.0, total_s=100.0),
-                retry=knobs.pop("retry", Retry(attempts=3, budget_ratio=0.2, budget_floor=100)),
-                health=Health(eject_after=2, eject_base_s=5.0, unhealthy_after=2),
-                flow=Flow(enabled=False),  # test_admission.py is about waiting
-            ),
-            scheduler=make_scheduler(policy, rates, Registry.installed()),
-            caches=Caches(ApproximateIndex(limit_bytes=1 << 20), ExactIndex()),
-            rates=rates,
-            rng=Random(1),
-        )
+    def __init__(self, names: str = "ab", policy: str = "round-robin", retry: Retry = RETRY) -> None:
+        self.router = make_router(policy, Flow(enabled=False), retry)  # test_admission.py is about waiting
         self.now_s = 0.0
         for name in names:
             self.tell(EndpointSeen(endpoint(name)))
