@@ -193,27 +193,38 @@ class Relay:
         self._started = True
         self._reported_s = now_s = self._desk.now_s()
         self.first_s = now_s - self._arrived_s
-        exchange = self.exchange
-        headers = for_client(self.head_headers)
-        if self.allowances:
-            headers = [header for header in headers if not header[0].startswith(RATE_LIMIT_PREFIX)]
-            headers += rate_limit_headers(self.allowances)
-        if self.debug and self.placement is not None:
-            headers += debug_headers(self.placement, self.first_s)
-            if self.tokens is not None:
-                headers.append((b"x-beaconry-tokens", self.tokens.told.encode()))
         streamed = _is_stream(self.head_headers)
+        if ended and not streamed:
+            self._answer_at_once(data)
+            return
         if streamed:
             self._watch = StreamWatch(strip=self.parsed.stream and not self.parsed.wants_usage)
         elif self._length is None or self._length <= USAGE_BODY_BYTES:
             self._collected = []
-        if ended and not streamed:
-            exchange.start(self.status, headers, len(data))
-        else:
-            exchange.start(self.status, headers, None if streamed else self._length)
-            if not ended:
-                self._desk.tell(LegStarted(self._leg, self.status))
+        self.exchange.start(self.status, self._headers_for_client(), None if streamed else self._length)
+        if not ended:
+            self._desk.tell(LegStarted(self._leg, self.status))
         self._continue(data, ended=ended)
+
+    def _answer_at_once(self, data: bytes) -> None:
+        """Pass on an answer that came in one piece."""
+        self._call = None
+        if len(data) <= USAGE_BODY_BYTES:
+            self.usage = usage_of(data)
+        self.exchange.start(self.status, self._headers_for_client(), len(data))
+        self.exchange.finish(data)
+        self._desk.tell(LegFinished(self._leg, self.status, self.usage))
+
+    def _headers_for_client(self) -> list[tuple[bytes, bytes]]:
+        headers = for_client(self.head_headers)
+        if self.allowances:
+            headers = [header for header in headers if not header[0].startswith(RATE_LIMIT_PREFIX)]
+            headers += rate_limit_headers(self.allowances)
+        if self.debug and self.placement is not None and self.first_s is not None:
+            headers += debug_headers(self.placement, self.first_s)
+            if self.tokens is not None:
+                headers.append((b"x-beaconry-tokens", self.tokens.told.encode()))
+        return headers
 
     def _continue(self, data: bytes, *, ended: bool) -> None:
         watch = self._watch

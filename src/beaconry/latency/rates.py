@@ -175,10 +175,10 @@ class RateBook:
             token_s=token_s,
         )
 
-    def wait_s(self, endpoint: Endpoint, *, running: int, prefill_tokens: int, oldest_wait_s: float) -> float:
-        """How long a request would wait on `endpoint` before its prefill, as the `running`-th there; see `predict`."""
-        ahead_s = _ahead_s(self._variant(endpoint.variant), running, prefill_tokens)
-        return max(self._factors.get(endpoint.name, 1.0) * ahead_s, oldest_wait_s)
+    def wait_s(self, endpoint: Endpoint, running: int, prefill_tokens: int) -> float:
+        """How long what is there already keeps the `running`-th request on `endpoint` from its prefill."""
+        known = self._variants.get(endpoint.variant) or self._variant(endpoint.variant)
+        return self._factors.get(endpoint.name, 1.0) * _ahead_s(known, running, prefill_tokens)
 
     def observe_first_token(
         self, endpoint: Endpoint, *, ttft_s: float, tokens: int, in_flight: int, decoding: int

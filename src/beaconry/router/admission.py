@@ -226,12 +226,9 @@ class Admission:
         return way
 
     def _wait_s(self, member: Member, now_s: float) -> float:
-        return self._rates.wait_s(
-            member.endpoint,
-            running=len(member.prefilling) + len(member.decoding) + 1,
-            prefill_tokens=member.prefill_tokens,
-            oldest_wait_s=member.oldest_wait_s(now_s),
-        )
+        running = len(member.prefilling) + len(member.decoding) + 1
+        wait_s = self._rates.wait_s(member.endpoint, running, member.prefill_tokens)
+        return max(wait_s, member.oldest_wait_s(now_s))
 
     def _admits(self, band: Band, members: list[Member], now_s: float) -> bool:
         """One of `members` is open for the band; ejected ones count if there are no others."""

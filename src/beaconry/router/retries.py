@@ -17,13 +17,19 @@ class RetryBudget:
         self._floor = floor
         self._cells: deque[list[float]] = deque()
         """[second, requests, retries], oldest first, none older than the window."""
+        self._now = [0.0, 0.0, 0.0]
+        """The cell of the second that ends at `_until_s`; of none before the first request."""
+        self._until_s = 0.0
         self._requests = 0.0
         """Sum over the cells; likewise `_retries`."""
         self._retries = 0.0
 
     def request(self, now_s: float) -> None:
         """Count an arrival."""
-        self._cell(now_s)[1] += 1
+        if now_s >= self._until_s:
+            self._now = self._cell(now_s)
+            self._until_s = self._now[0] + 1.0
+        self._now[1] += 1
         self._requests += 1
 
     def try_retry(self, now_s: float, running: int) -> bool:
