@@ -107,7 +107,8 @@ class Exchanges:
         counters.running -= 1
         counters.outcomes[outcome] = counters.outcomes.get(outcome, 0) + 1
         counters.e2e.add(now_s - request.arrived_s)
-        self.allowances.end(request.id, outcome, exchange.attempts, now_s)
+        if request.account is not None:
+            self.allowances.end(request.id, outcome, exchange.attempts, now_s)
         effects.append(ended(request, outcome, now_s, exchange.attempts))
 
     # -- looking in

@@ -119,7 +119,8 @@ class Legs:
         if fact.usage is not None and not refused:
             request = exchange.request
             self._exchanges.counters[request.model].count_usage(fact.usage, now_s - leg.first_byte_s)
-            self._exchanges.allowances.reported(request.id, fact.usage, now_s)
+            if request.account is not None:
+                self._exchanges.allowances.reported(request.id, fact.usage, now_s)
             if exchange.ticket is not None:
                 self._admission.settle(exchange.ticket, fact.usage, now_s)
         self._learning.finished(leg, None if refused else fact.usage, batch_at_end, now_s)
