@@ -11,32 +11,43 @@ which loses its blocks and is computed again later. Then waiting sequences are a
 blocks for all their tokens are left; the first that does not fit stops the admission. Cached prefix blocks are shared, but at
 least the last token is computed. Blocks are shareable from the step on that computes them, so two sequences admitted together
 compute a common prefix once. Blocks found in a tier beside the GPU are loaded before the step instead of computed. A chunk takes
-what is left of the budget, so at most one running sequence is in mid-prompt, and it is the last one.
+what is left of the budget, so at most one running sequence is in mid-prompt, and it is the last one. A prompt may be computed on
+one engine and decoded on another: see `handover.py`.
 
 Not modelled: speculative decoding, sliding windows, asynchronous scheduling. One difference: where priorities differ, a
 preempted running sequence does not keep those behind it from running in the same step.
 """
 
 from collections.abc import Collection
+from operator import attrgetter
 from random import Random
 
 from beaconry.engine_model.block_pool import BlockPool
 from beaconry.engine_model.calendar import DecodeCalendar
+from beaconry.engine_model.handover import Holdings, Imports
 from beaconry.engine_model.offload_tier import OffloadTier
 from beaconry.engine_model.plain_steps import count_steps, pass_steps
 from beaconry.engine_model.sequence import Phase, Sequence
+from beaconry.engine_model.step_span import Load, StepSpan, draw_slowness
 from beaconry.engine_model.step_time import StepTime
 from beaconry.engine_model.values import EngineSettings, EngineStatistics, StepResult
 from beaconry.engine_model.waiting_queue import WaitingQueue
-from beaconry.values.errors import CallerError, InternalError, OperatorError
+from beaconry.values.errors import CallerError, InternalError
 from beaconry.values.kv_events import KvEvent
 
 
 class Engine:
     """One engine replica.
 
-    Invariants (`check`): a submitted sequence is in exactly one of `_waiting`, in mid-prompt (`_partial`, or in `_chunks` while a
-    step is in progress) and `_calendar`; waiting ones hold no blocks; blocks are conserved.
+    Invariants (`check`): a submitted sequence is in exactly one of `_waiting`, `imports`, in mid-prompt (`_partial`, or in `_chunks`
+    while a step is in progress) and `_calendar`; waiting ones hold no blocks; of those that have left, only the ones in `holdings` hold
+    any; blocks are conserved.
+
+    Attributes:
+        imports: sequences that wait for KV from elsewhere: the driver asks it for them, and tells it what has come.
+        holdings: sequences whose KV other engines may fetch, driven likewise.
+        step_time: may be replaced between steps.
+
     """
 
     def __init__(
@@ -49,7 +60,6 @@ class Engine:
         tiers: Collection[OffloadTier] = (),
     ) -> None:
         """`tiers` hold copies of its cached blocks beside the GPU, fastest first."""
-        _validate(settings)
         self.settings = settings
         self.step_time = step_time
         self._rng = rng
@@ -66,18 +76,14 @@ class Engine:
         self._calendar = DecodeCalendar(settings.block_tokens)
         self._serials = 0
         self._admissions = 0
-        # The step in progress: its beginning, sequences and context at that time, prompt chunks, time to load blocks, and factor on
-        # the rest of its duration.
-        self._stepping = False
-        self._began_s = 0.0
-        self._load = (0, 0, 0, 0.0)
-        self._loading_s = 0.0
-        self._slowness = 1.0
-        self._planned_steps = 1
-        self._passed_steps = 0  # of those that `begin_step` took at once: committed already
-        self._blocked = False  # the first waiting sequence found too few free blocks at the latest admission
+        self.imports = Imports(self._pool)
+        self.holdings = Holdings(self._pool)
+        # The step in progress, None between steps; its prompt chunks, and the time to load blocks for them.
+        self._span: StepSpan | None = None
         self._chunks: list[tuple[Sequence, int]] = []
-        self._preempted: list[Sequence] = []
+        self._loading_s = 0.0
+        self._blocked = False  # the first waiting sequence found too few free blocks at the latest admission
+        self._preempted: list[Sequence] = []  # since the last step that ended
         # Totals.
         self._prefix_queries = self._prefix_hits = self._preemptions = 0
         self._tier_queries = self._loaded_tokens = 0
@@ -87,13 +93,13 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """True if there is nothing to do: `begin_step` would return None."""
-        return not self._sequences
+        """True if nobody is here, and nobody's blocks are kept for a reader."""
+        return not self._sequences and not self.holdings
 
     @property
     def planned_steps(self) -> int:
-        """How many steps the one in progress stands for."""
-        return self._planned_steps
+        """How many steps the one in progress stands for; 0 if none is."""
+        return 0 if self._span is None else self._span.planned
 
     @property
     def decoding(self) -> Collection[Sequence]:
@@ -126,6 +132,8 @@ class Engine:
             return False
         if sequence.phase is Phase.WAITING:
             self._waiting.discard(sequence)
+        elif sequence.phase is Phase.IMPORT:
+            self.imports.discard(sequence)
         else:
             self._stop_running(sequence)
         self._end(sequence, Phase.ABORTED, now_s)
@@ -141,7 +149,7 @@ class Engine:
         waiting: set[str] = set()
         for sequence in self._sequences.values():
             if sequence.lora is not None:
-                (waiting if sequence.phase is Phase.WAITING else running).add(sequence.lora)
+                (waiting if sequence.phase in (Phase.WAITING, Phase.IMPORT) else running).add(sequence.lora)
         return running, waiting
 
     def reset_prefix_cache(self) -> bool:
@@ -151,16 +159,17 @@ class Engine:
     # -- steps
 
     def begin_step(self, now_s: float, max_steps: int = 1) -> float | None:
-        """Schedule the next step and return its duration in seconds; None if there is nothing to do.
+        """Schedule the next step and return its duration in seconds; None if there is nothing to compute.
 
-        With `max_steps` above 1, plain decode steps are taken several at once, as long as none but the last ends a sequence and
+        Where there are sequences nevertheless, all of them wait for KV, or for blocks that are kept: begin again when some have come,
+        or gone. With `max_steps` above 1, plain decode steps are taken several at once, as long as none but the last ends a sequence and
         nobody could be admitted between them. The duration is that of all; `shorten_step` takes back those not begun.
         """
-        if self._stepping:
+        if self._span is not None:
             raise InternalError("begin_step: the step before is not finished")
         if not self._sequences:
             return None
-        self._preempted = []
+        preempted_before = len(self._preempted)
         self._chunks = []
         self._loading_s = 0.0
         budget = self.settings.max_num_batched_tokens - len(self._calendar)
@@ -173,58 +182,47 @@ class Engine:
                 self._compute(self._partial, chunk)
         else:
             self._grow_in_order(chunk)
-        if not self._preempted:
+        preempting = len(self._preempted) > preempted_before
+        if not preempting:
             self._admit(budget - chunk, now_s)
-        self._stepping = True
-        self._passed_steps = 0
-        self._began_s = now_s
-        self._load = self._sum_load()
-        self._slowness = self._draw_slowness()
-        self._planned_steps = self._count_plain_steps(max_steps) if max_steps > 1 else 1
-        return self._duration_s(self._planned_steps)
+        elif not self._chunks and not len(self._calendar):
+            self._calendar.advance()  # all are preempted: an empty step
+            self._admit(self.settings.max_num_batched_tokens, now_s)
+        if not self._chunks and not len(self._calendar):
+            return None
+        self._span = StepSpan(
+            self.step_time, now_s, self._sum_load(), self._loading_s, draw_slowness(self.settings.step_noise, self._rng)
+        )
+        if max_steps > 1 and not preempting:
+            self._span.planned = self._count_plain_steps(max_steps)
+        return self._span.duration_s(self._span.planned)
 
     def shorten_step(self, now_s: float) -> float:
         """Take back the steps of `begin_step` that have not begun at `now_s`; return when the one under way ends.
 
         Called when something arrives while several steps are taken at once, so that it is not kept waiting for all of them.
         """
-        if not self._stepping:
+        if self._span is None:
             raise InternalError("shorten_step: no step is in progress")
-        low, high = 1, self._planned_steps
-        while low < high:
-            middle = (low + high) // 2
-            if self._began_s + self._duration_s(middle) >= now_s:
-                high = middle
-            else:
-                low = middle + 1
-        self._planned_steps = low
-        return self._began_s + self._duration_s(low)
+        return self._span.shorten(now_s)
 
     def catch_up(self, now_s: float) -> None:
         """Commit those of several steps that have ended by `now_s`, so that state and statistics are as of then.
 
         The step under way at `now_s`, and those planned after it, go on as before.
         """
-        low, high = 0, self._planned_steps - 1 if self._stepping else 0
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._began_s + self._duration_s(middle) <= now_s:
-                low = middle
-            else:
-                high = middle - 1
-        if low:
-            self._began_s += self._duration_s(low)
-            self._pass_plain_steps(low)
+        if self._span is not None:
+            pass_steps(self._calendar, self._pool, self._span.advance(now_s))
 
     def finish_step(self, now_s: float) -> StepResult:
         """Commit the step in progress: tokens are generated, sequences start and end."""
-        if not self._stepping:
+        span = self._span
+        if span is None:
             raise InternalError("finish_step: no step is in progress")
-        self._stepping = False
+        self._span = None
         calendar = self._calendar
-        if self._planned_steps > 1:
-            self._pass_plain_steps(self._planned_steps - 1)
-        steps = self._passed_steps + 1
+        pass_steps(calendar, self._pool, span.planned - 1)
+        steps = span.passed + span.planned
         output_tokens = steps * len(calendar)
         finished = calendar.advance()
         for sequence in finished:
@@ -243,11 +241,12 @@ class Engine:
             self._end(sequence, Phase.FINISHED, now_s)
         self._computed_tokens += prefill_tokens
         self._generation_tokens += output_tokens
+        preempted, self._preempted = self._preempted, []
         return StepResult(
             steps=steps,
             started=started,
             finished=finished,
-            preempted=self._preempted,
+            preempted=preempted,
             prefill_tokens=prefill_tokens,
             output_tokens=output_tokens,
         )
@@ -256,10 +255,10 @@ class Engine:
 
     def statistics(self) -> EngineStatistics:
         """Return state and totals."""
-        waiting = len(self._waiting)
         return EngineStatistics(
-            running=len(self._sequences) - waiting,
-            waiting=waiting,
+            running=self._running,
+            waiting=len(self._waiting) + len(self.imports),
+            held=len(self.holdings),
             kv_usage=1.0 - self._pool.free / self._pool.num_blocks,
             cached_blocks=self._pool.cached,
             context_tokens=self._calendar.context,
@@ -268,6 +267,7 @@ class Engine:
             prefix_hits=self._prefix_hits,
             tier_queries=self._tier_queries,
             loaded_tokens=self._loaded_tokens,
+            imported_tokens=self.imports.tokens,
             preemptions=self._preemptions,
             evictions=self._pool.evictions,
             prompt_tokens=self._prompt_tokens,
@@ -279,24 +279,27 @@ class Engine:
         """Raise InternalError if an invariant does not hold: for tests and the simulator, at any time."""
         sequences = list(self._sequences.values())
         by_phase = {phase: {s.id for s in sequences if s.phase is phase} for phase in Phase}
-        in_prompt = {s.id for s, _ in self._chunks if s.phase is Phase.PREFILL} if self._stepping else set()
+        in_prompt = {s.id for s, _ in self._chunks if s.phase is Phase.PREFILL} if self._span is not None else set()
         if self._partial is not None:
             in_prompt.add(self._partial.id)
-        running = len(sequences) - len(self._waiting)
         conditions = {
             "waiting sequences are queued": len(by_phase[Phase.WAITING]) == len(self._waiting),
             "waiting sequences hold no blocks": not any(
                 s.table or s.private_blocks for s in sequences if s.phase is Phase.WAITING
             ),
+            "sequences that wait for KV are known": by_phase[Phase.IMPORT] == self.imports.ids,
+            "sequences that wait for KV hold all blocks": not any(
+                self._missing_blocks(s, s.prompt_tokens) for s in sequences if s.phase is Phase.IMPORT
+            ),
             "sequences in mid-prompt are known": by_phase[Phase.PREFILL] == in_prompt,
             "decoding sequences are filed": by_phase[Phase.DECODE] == {s.id for s in self._calendar.members},
-            "running sequences have places": 0 <= running <= self.settings.max_num_seqs,
+            "running sequences have places": 0 <= self._running <= self.settings.max_num_seqs,
         }
         broken = [name for name, holds in conditions.items() if not holds]
         if broken:
             raise InternalError(f"engine: not true that {', '.join(broken)}")
         self._calendar.check()
-        self._pool.check(sequences)
+        self._pool.check([*sequences, *self.holdings.sequences])
 
     def fresh(self) -> "Engine":
         """Return an engine like this one, as it was when it was made."""
@@ -314,11 +317,19 @@ class Engine:
         other._waiting = self._waiting.copy(twins)
         other._partial = None if self._partial is None else twins[self._partial.id]
         other._calendar = self._calendar.copy(twins)
+        other.imports = self.imports.copy(other._pool, twins)
+        other.holdings = self.holdings.copy(other._pool)
+        other._span = None if self._span is None else self._span.copy()
         other._chunks = [(twins[s.id], chunk) for s, chunk in self._chunks if s.phase is Phase.PREFILL]
         other._preempted = [twins[s.id] for s in self._preempted if s.id in twins]
         return other
 
     # -- running sequences
+
+    @property
+    def _running(self) -> int:
+        """Sequences that have a place."""
+        return len(self._sequences) - len(self._waiting) - len(self.imports)
 
     def _blocks_to_grow(self, chunk: int) -> int:
         blocks = len(self._calendar.without_room())
@@ -337,14 +348,16 @@ class Engine:
 
     def _grow_in_order(self, chunk: int) -> None:
         """Give each running sequence room, in running order, preempting where blocks run out."""
-        running = sorted(self._calendar.members, key=_admission)
+        running = sorted(self._calendar.members, key=attrgetter("admission"))
         if self._partial is not None:
             running.append(self._partial)
         for sequence in running:
             decoding = sequence.phase is Phase.DECODE
             tokens = self._calendar.computed(sequence) + 1 if decoding else sequence.computed + chunk
             while sequence.phase is not Phase.WAITING and self._missing_blocks(sequence, tokens) > self._pool.free:
-                self._preempt(max((s for s in running if s.phase is not Phase.WAITING), key=_urgency))
+                self._preempt(
+                    max((s for s in running if s.phase is not Phase.WAITING), key=attrgetter("priority", "admission"))
+                )
             if sequence.phase is Phase.DECODE:
                 self._hold(sequence, tokens)
             elif sequence.phase is Phase.PREFILL and chunk:
@@ -370,8 +383,9 @@ class Engine:
         self._pool.release(sequence)
         sequence.computed = 0
         sequence.preemptions += 1
-        self._waiting.push(sequence)
         self._preemptions += 1
+        sequence.serial = -self._preemptions  # to the front
+        self._waiting.push(sequence)
         self._preempted.append(sequence)
 
     def _stop_running(self, sequence: Sequence) -> None:
@@ -395,7 +409,10 @@ class Engine:
             self._calendar.add(sequence)
 
     def _end(self, sequence: Sequence, phase: Phase, now_s: float) -> None:
-        self._pool.release(sequence)
+        if sequence.hands_over and phase is Phase.FINISHED:
+            self.holdings.keep(sequence, now_s + self.settings.kv_lease_s)
+        else:
+            self._pool.release(sequence)
         sequence.phase = phase
         sequence.finished_s = now_s
         del self._sequences[sequence.id]
@@ -404,7 +421,10 @@ class Engine:
 
     def _admit(self, budget: int, now_s: float) -> None:
         pool, size = self._pool, self.settings.block_tokens
-        places = self.settings.max_num_seqs - (len(self._sequences) - len(self._waiting))
+        places = self.settings.max_num_seqs - self._running
+        if self.imports.ready:
+            begun = self._admit_imported(min(budget, places))
+            budget, places = budget - begun, places - begun
         self._blocked = False
         while budget > 0 and places > 0 and (sequence := self._waiting.first()) is not None:
             tokens = sequence.prompt_tokens + sequence.generated
@@ -416,85 +436,64 @@ class Engine:
             self._waiting.pop()
             pool.share(keys)
             sequence.table = keys
+            first = sequence.admitted_s is None
+            if first:
+                sequence.admitted_s = now_s
+            if first and sequence.imports:
+                self.imports.begin(sequence)
+                continue
             loaded, loading_s = pool.loadable(sequence.hashes, len(keys), limit)
             pool.offload(sequence, len(keys))
             self._loading_s += loading_s
             self._tier_queries += tokens - len(keys) * size if pool.tiers else 0
             self._loaded_tokens += loaded * size
             sequence.computed = (len(keys) + loaded) * size
-            sequence.phase = Phase.PREFILL
-            sequence.admission = self._admissions
-            self._admissions += 1
-            if sequence.admitted_s is None:
-                sequence.admitted_s = now_s
+            if first:
                 sequence.cached_tokens = sequence.computed
                 self._prefix_queries += tokens
                 self._prefix_hits += len(keys) * size
             chunk = min(tokens - sequence.computed, budget)
             if sequence.computed + chunk < tokens:
                 self._partial = sequence
-            self._compute(sequence, chunk)
+            self._run(sequence, chunk)
             budget -= chunk
             places -= 1
 
+    def _run(self, sequence: Sequence, chunk: int) -> None:
+        """Give a sequence a place, and its first chunk."""
+        sequence.phase = Phase.PREFILL
+        sequence.admission = self._admissions
+        self._admissions += 1
+        self._compute(sequence, chunk)
+
+    def _admit_imported(self, most: int) -> int:
+        """Let those run whose KV has come: each computes its last prompt token. Returns how many."""
+        ready = self.imports.take_ready(most)
+        for sequence in ready:
+            self._run(sequence, 1)
+        return len(ready)
+
     # -- time
 
-    def _sum_load(self) -> tuple[int, int, int, float]:
-        """Return what a step's duration depends on; see `StepTime.seconds`."""
-        tokens = 0
-        attended = 0.0
+    def _sum_load(self) -> Load:
+        """Return what a step's duration depends on. The last token of an imported prompt is like one that is decoded."""
+        sequences, context, tokens, attended = len(self._calendar), self._calendar.context, 0, 0.0
         for sequence, chunk in self._chunks:
-            tokens += chunk
-            attended += chunk * (sequence.computed + 0.5 * chunk)
-        return len(self._calendar), self._calendar.context, tokens, attended
+            if sequence.fetched and not sequence.generated:
+                sequences += 1
+                context += sequence.computed
+            else:
+                tokens += chunk
+                attended += chunk * (sequence.computed + 0.5 * chunk)
+        return sequences, context, tokens, attended
 
     def _count_plain_steps(self, max_steps: int) -> int:
         """Return how many steps from this one on are plain decoding, with blocks for all of them.
 
         A sequence that waits for free blocks waits until another one ends: running ones only take more.
         """
-        admissible = len(self._waiting) > 0 and len(self._calendar) < self.settings.max_num_seqs and not self._blocked
-        if self._chunks or self._partial is not None or self._preempted or admissible or not len(self._calendar):
+        waiting = self.imports.ready or (len(self._waiting) > 0 and not self._blocked)
+        admissible = waiting and len(self._calendar) < self.settings.max_num_seqs
+        if self._chunks or self._partial is not None or admissible:
             return 1
         return count_steps(self._calendar, self._pool, max_steps)
-
-    def _pass_plain_steps(self, steps: int) -> None:
-        """Commit that many plain decode steps and let the next one be in progress, as `steps` single steps would."""
-        pass_steps(self._calendar, self._pool, steps)
-        sequences, context, tokens, attended = self._load
-        self._load = (sequences, context + sequences * steps, tokens, attended)
-        self._planned_steps -= steps
-        self._passed_steps += steps
-
-    def _duration_s(self, steps: int) -> float:
-        """Duration of this step and the plain ones after it: context grows evenly, so the mean stands for all of them."""
-        sequences, context, tokens, attended = self._load
-        mean_context = context + sequences * 0.5 * (steps - 1)
-        computing_s = self._slowness * steps * self.step_time.seconds(sequences, mean_context, tokens, attended)
-        return self._loading_s + computing_s
-
-    def _draw_slowness(self) -> float:
-        noise = self.settings.step_noise
-        if not noise or self._rng is None:
-            return 1.0
-        limit = min(3.0 * noise, 0.5)
-        return 1.0 + min(limit, max(-limit, self._rng.gauss(0.0, noise)))
-
-
-def _admission(sequence: Sequence) -> int:
-    return sequence.admission
-
-
-def _urgency(sequence: Sequence) -> tuple[int, int]:
-    return (sequence.priority, sequence.serial)
-
-
-def _validate(settings: EngineSettings) -> None:
-    for name in ("num_blocks", "block_tokens", "max_num_seqs", "max_num_batched_tokens"):
-        if getattr(settings, name) < 1:
-            raise OperatorError(f"{name} is {getattr(settings, name)}: it must be at least 1")
-    if settings.max_num_batched_tokens < settings.max_num_seqs:
-        raise OperatorError(
-            f"max_num_batched_tokens ({settings.max_num_batched_tokens}) must be at least max_num_seqs "
-            f"({settings.max_num_seqs}): each running sequence needs a token per step"
-        )

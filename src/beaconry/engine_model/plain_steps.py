@@ -28,6 +28,8 @@ def count_steps(calendar: DecodeCalendar, pool: BlockPool, most: int) -> int:
 
 def pass_steps(calendar: DecodeCalendar, pool: BlockPool, steps: int) -> None:
     """End that many steps, and hold and publish what the one after them needs, which is then in progress."""
+    if not steps:
+        return
     grown = 0
     for members, times in calendar.without_room_within(steps):
         grown += times * len(members)

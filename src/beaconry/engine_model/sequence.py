@@ -8,10 +8,14 @@ from enum import Enum
 
 
 class Phase(Enum):
-    """Where a sequence is. Preemption goes back from PREFILL or DECODE to WAITING."""
+    """Where a sequence is. Preemption goes back from PREFILL or DECODE to WAITING.
+
+    IMPORT comes before PREFILL where a prompt's KV is computed elsewhere: blocks are there, their content is not, or has just come.
+    """
 
     NEW = "new"
     WAITING = "waiting"
+    IMPORT = "import"
     PREFILL = "prefill"
     DECODE = "decode"
     FINISHED = "finished"
@@ -33,7 +37,10 @@ class Sequence:
         tokens: token ids, prompt first, read only when the engine records KV events; None if nobody needs them.
         priority: lower is more urgent; equal priorities are served in the order of submission.
         lora, salt: repeated in KV events; the hashes must already differ by them.
+        hands_over: at its end its blocks are kept for another engine, see `Engine.release`.
+        imports: its prompt's KV comes from another engine, see `Engine.take_imports`; computed here if it is lost to a preemption.
         cached_tokens: prompt tokens found in the prefix cache at the first admission; None before it.
+        fetched: prompt tokens whose KV came from another engine, or is to come.
         preemptions: how often the sequence lost its blocks and had to be computed again.
         arrived_s, admitted_s, first_token_s, finished_s: times of the latest submission, first admission, first and last token.
 
@@ -46,11 +53,14 @@ class Sequence:
         "cached_tokens",
         "computed",
         "due_step",
+        "fetched",
         "finished_s",
         "first_token_s",
         "generated",
+        "hands_over",
         "hashes",
         "id",
+        "imports",
         "lora",
         "origin_step",
         "output_tokens",
@@ -76,6 +86,8 @@ class Sequence:
         priority: int = 0,
         lora: str | None = None,
         salt: str | None = None,
+        hands_over: bool = False,
+        imports: bool = False,
     ) -> None:
         self.id = id
         self.prompt_tokens = prompt_tokens
@@ -85,16 +97,19 @@ class Sequence:
         self.priority = priority
         self.lora = lora
         self.salt = salt
+        self.hands_over = hands_over
+        self.imports = imports
 
         self.phase = Phase.NEW
         self.cached_tokens: int | None = None
+        self.fetched = 0
         self.preemptions = 0
         self.arrived_s = 0.0
         self.admitted_s: float | None = None
         self.first_token_s: float | None = None
         self.finished_s: float | None = None
 
-        self.serial = 0  # order of submission
+        self.serial = 0  # order in which it waits: that of submission, or before all others after a preemption
         self.admission = 0  # order of (re-)admission: the engine's running order
         self.generated = 0  # tokens generated, exact except in DECODE: there it is `step - origin_step`
         self.computed = 0  # tokens whose KV is computed, exact in PREFILL only

@@ -3,6 +3,7 @@
 from msgspec import Struct
 
 from beaconry.engine_model.sequence import Sequence
+from beaconry.values.errors import OperatorError
 
 
 class EngineSettings(Struct, frozen=True, kw_only=True):
@@ -15,8 +16,20 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int = 8192
     """Token budget of a step."""
     prefix_caching: bool = True
+    kv_lease_s: float = 30.0
+    """How long blocks are kept for another engine that has not read them; that of vLLM's NIXL connector."""
     step_noise: float = 0.0
     """Standard deviation of a step's duration, relative, cut off at three deviations and at half the duration. No rng, no noise."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_blocks", "block_tokens", "max_num_seqs", "max_num_batched_tokens"):
+            if getattr(self, name) < 1:
+                raise OperatorError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise OperatorError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}): each running sequence needs a token per step"
+            )
 
 
 class StepResult(Struct, frozen=True, kw_only=True):
@@ -41,6 +54,9 @@ class EngineStatistics(Struct, frozen=True, kw_only=True):
 
     running: int
     waiting: int
+    """Those that wait for KV from elsewhere included."""
+    held: int
+    """Finished sequences whose blocks are kept for another engine."""
     kv_usage: float
     """Share of blocks in use by sequences, 0..1; idle cached blocks are free."""
     cached_blocks: int
@@ -55,6 +71,8 @@ class EngineStatistics(Struct, frozen=True, kw_only=True):
     """Tokens not found there and looked up in the tiers beside the GPU, those again after a preemption included."""
     loaded_tokens: int
     """Tokens found in those tiers and loaded."""
+    imported_tokens: int
+    """Prompt tokens whose KV came from other engines. They are not looked up in the prefix cache as others are."""
     preemptions: int
     evictions: int
     """Cached blocks dropped."""

@@ -1,8 +1,4 @@
-"""The order in which an engine admits sequences: by priority, then by submission.
-
-vLLM's first-come-first-served queue puts preempted sequences back to its front. They came before everything that still waits,
-so ordering by submission gives the same.
-"""
+"""The order in which an engine admits sequences: by priority, then by submission; preempted ones, the last of them first, before others."""
 
 from collections.abc import Mapping
 from heapq import heapify, heappop, heappush

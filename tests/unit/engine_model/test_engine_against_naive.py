@@ -32,8 +32,9 @@ class Block:
 
 
 class NaiveSequence:
-    def __init__(self, name, prompt_tokens, output_tokens, hashes):
+    def __init__(self, name, prompt_tokens, output_tokens, hashes, imports, hands_over):
         self.id, self.prompt_tokens, self.output_tokens, self.hashes = name, prompt_tokens, output_tokens, hashes
+        self.imports, self.hands_over = imports, hands_over
         self.generated = self.computed = self.preemptions = self.scheduled = 0
         self.cached = None
         self.decoding = False  # its next token needs no prompt token beside its last one
@@ -53,6 +54,9 @@ class NaiveEngine:
         self.cached = {}  # hash -> blocks with it, oldest first
         self.events = []
         self.waiting, self.running = [], []
+        self.coming, self.come = [], []  # their KV is on its way from elsewhere, or has come
+        self.held = []  # finished, and their blocks are kept for a reader
+        self.fetched = {}  # tokens on their way, by name
         self.load = None
         self.preempted = []
 
@@ -60,7 +64,7 @@ class NaiveEngine:
         self.waiting.append(sequence)
 
     def abort(self, name):
-        for place in (self.waiting, self.running):
+        for place in (self.waiting, self.running, self.coming, self.come):
             for sequence in [s for s in place if s.id == name]:
                 place.remove(sequence)
                 self.free(sequence)
@@ -85,7 +89,20 @@ class NaiveEngine:
         block.holders = 1
         return block
 
-    def allocate(self, sequence, tokens, hit=()):
+    def arrive(self, name):
+        sequence = next(s for s in self.coming if s.id == name)
+        self.coming.remove(sequence)
+        self.come.append(sequence)
+        sequence.computed = sequence.prompt_tokens - 1
+        sequence.decoding = True  # its one token is no other work than a decoded one
+        self.publish(sequence, sequence.computed)
+
+    def release(self, name):
+        sequence = next(s for s in self.held if s.id == name)
+        self.held.remove(sequence)
+        self.free(sequence)
+
+    def allocate(self, sequence, tokens, hit=(), *, filled=True):
         size = self.settings.block_tokens
         needed = -(-tokens // size) - len(sequence.blocks) - len(hit)
         if needed + sum(1 for block in hit if block.holders == 0) > len(self.queue):
@@ -96,6 +113,12 @@ class NaiveEngine:
             block.holders += 1
         sequence.blocks += hit
         sequence.blocks += [self.new_block() for _ in range(needed)]
+        if filled:
+            self.publish(sequence, tokens)
+        return True
+
+    def publish(self, sequence, tokens):
+        size = self.settings.block_tokens
         stored = []
         for index in range(min(tokens // size, len(sequence.hashes))):
             block = sequence.blocks[index]
@@ -112,9 +135,9 @@ class NaiveEngine:
                     block_tokens=size,
                 )
             )
-        return True
 
     def begin(self):
+        """Schedule a step; False if there is nothing to compute."""
         budget = self.settings.max_num_batched_tokens
         self.preempted = []
         self.load = [0, 0, 0, 0.0]
@@ -139,7 +162,22 @@ class NaiveEngine:
             self.schedule(sequence, chunk)
             budget -= chunk
             index += 1
-        while not self.preempted and self.waiting and budget > 0 and len(self.running) < self.settings.max_num_seqs:
+        if not self.preempted:
+            self.admit(budget)
+        elif not self.running:
+            self.admit(self.settings.max_num_batched_tokens)
+        return self.load[0] + self.load[2] > 0
+
+    def admit(self, budget):
+        most = self.settings.max_num_seqs
+        for sequence in sorted(self.come, key=lambda s: int(s.id)):
+            if budget > 0 and len(self.running) < most:
+                self.come.remove(sequence)
+                self.running.append(sequence)
+                assert self.allocate(sequence, sequence.tokens)
+                self.schedule(sequence, 1)
+                budget -= 1
+        while self.waiting and budget > 0 and len(self.running) < most:
             sequence = self.waiting[0]
             hit = []
             for block_hash in sequence.hashes[: (sequence.tokens - 1) // self.settings.block_tokens]:
@@ -151,6 +189,12 @@ class NaiveEngine:
             if needed + idle > len(self.queue):
                 break
             cached = len(hit) * self.settings.block_tokens
+            if sequence.imports and sequence.cached is None:
+                sequence.cached = cached
+                assert self.allocate(sequence, sequence.tokens, hit, filled=False)
+                self.coming.append(self.waiting.pop(0))
+                self.fetched[sequence.id] = sequence.tokens - cached
+                continue
             chunk = min(sequence.tokens - cached, budget)
             assert self.allocate(sequence, cached + chunk, hit)
             self.running.append(self.waiting.pop(0))
@@ -179,7 +223,10 @@ class NaiveEngine:
                 if sequence.generated == sequence.output_tokens:
                     finished.append(sequence.id)
                     self.running.remove(sequence)
-                    self.free(sequence)
+                    if sequence.hands_over:
+                        self.held.append(sequence)
+                    else:
+                        self.free(sequence)
             sequence.scheduled = 0
         return finished
 
@@ -193,6 +240,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.now_s = 0.0
         self.pairs = {}
         self.stepping = False
+        self.preempted = []
 
     @rule(
         family=st.integers(0, 2),
@@ -200,8 +248,10 @@ class EngineMachine(RuleBasedStateMachine):
         rest=st.integers(1, 14),
         output_tokens=st.integers(1, 14),
         known=st.booleans(),
+        part=st.sampled_from(("whole", "whole", "prefill", "decode")),
     )
-    def submit(self, family, shared, rest, output_tokens, known):
+    def submit(self, family, shared, rest, output_tokens, known, part):
+        output_tokens = 1 if part == "prefill" else output_tokens
         name = str(len(self.pairs))
         size = SETTINGS.block_tokens
         prompt_tokens = min(shared * size + rest, 40)
@@ -209,8 +259,9 @@ class EngineMachine(RuleBasedStateMachine):
         hashes = [
             1000 * family + i if i < shared or rest == 4 else 10_000 * (len(self.pairs) + 1) + i for i in range(blocks)
         ]
-        twin = NaiveSequence(name, prompt_tokens, output_tokens, hashes)
-        self.pairs[name] = (Sequence(name, prompt_tokens, output_tokens, hashes=hashes), twin)
+        parts = {"imports": part == "decode", "hands_over": part == "prefill"}
+        twin = NaiveSequence(name, prompt_tokens, output_tokens, hashes, **parts)
+        self.pairs[name] = (Sequence(name, prompt_tokens, output_tokens, hashes=hashes, **parts), twin)
         self.engine.submit(self.pairs[name][0], self.now_s)
         self.naive.submit(twin)
 
@@ -218,8 +269,8 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(times=st.integers(1, 12))
     def steps(self, times):
         for _ in range(times):
-            if not self.engine.idle:
-                self.begin_both()
+            self.begin_both()
+            if self.stepping:
                 self.finish_both()
 
     @precondition(lambda self: not self.stepping and not self.engine.idle)
@@ -229,10 +280,14 @@ class EngineMachine(RuleBasedStateMachine):
 
     def begin_both(self):
         duration_s = self.engine.begin_step(self.now_s)
-        self.naive.begin()
-        assert self.timer.load == tuple(self.naive.load)
-        self.now_s += duration_s
-        self.stepping = True
+        self.stepping = self.naive.begin()
+        self.preempted += self.naive.preempted
+        assert (duration_s is not None) == self.stepping
+        if duration_s is not None:
+            assert self.timer.load == tuple(self.naive.load)
+            self.now_s += duration_s
+        assert {s.id: s.fetched for s in self.engine.imports.take_untold()} == self.naive.fetched
+        self.naive.fetched = {}
 
     @precondition(lambda self: self.stepping)
     @rule()
@@ -242,14 +297,33 @@ class EngineMachine(RuleBasedStateMachine):
     def finish_both(self):
         result = self.engine.finish_step(self.now_s)
         assert Counter(s.id for s in result.finished) == Counter(self.naive.finish())
-        assert Counter(s.id for s in result.preempted) == Counter(self.naive.preempted)
+        assert Counter(s.id for s in result.preempted) == Counter(self.preempted)
+        self.preempted = []
         self.stepping = False
+
+    @precondition(lambda self: self.naive.coming)
+    @rule(data=st.data())
+    def arrive(self, data):
+        name = data.draw(st.sampled_from(sorted(s.id for s in self.naive.coming)))
+        assert self.engine.imports.arrive(name)
+        assert not self.engine.imports.arrive(name)
+        self.naive.arrive(name)
+
+    @precondition(lambda self: self.naive.held)
+    @rule(data=st.data())
+    def release(self, data):
+        name = data.draw(st.sampled_from(sorted(s.id for s in self.naive.held)))
+        assert name in self.engine.holdings
+        assert self.engine.holdings.release(name)
+        assert not self.engine.holdings.release(name)
+        self.naive.release(name)
 
     @precondition(lambda self: self.pairs)
     @rule(data=st.data())
     def abort(self, data):
         name = data.draw(st.sampled_from(sorted(self.pairs)))
-        there = any(s.id == name for s in self.naive.running + self.naive.waiting)
+        naive = self.naive
+        there = any(s.id == name for s in naive.running + naive.waiting + naive.coming + naive.come)
         assert self.engine.abort(name, self.now_s) == there
         self.naive.abort(name)
 
@@ -259,7 +333,8 @@ class EngineMachine(RuleBasedStateMachine):
         naive = self.naive
         statistics = self.engine.statistics()
         assert statistics.running == len(naive.running)
-        assert statistics.waiting == len(naive.waiting)
+        assert statistics.waiting == len(naive.waiting + naive.coming + naive.come)
+        assert statistics.held == len(naive.held)
         assert statistics.kv_usage == 1.0 - len(naive.queue) / SETTINGS.num_blocks
         assert statistics.cached_blocks == sum(map(len, naive.cached.values()))
         assert Counter(self.engine.take_events()) == Counter(naive.events)
@@ -274,8 +349,15 @@ class EngineMachine(RuleBasedStateMachine):
         if self.stepping:
             self.finish_both()
         while not self.engine.idle:
+            for sequence in list(self.naive.coming):
+                self.engine.imports.arrive(sequence.id)
+                self.naive.arrive(sequence.id)
+            for sequence in list(self.naive.held):
+                self.engine.holdings.release(sequence.id)
+                self.naive.release(sequence.id)
             self.begin_both()
-            self.finish_both()
+            if self.stepping:
+                self.finish_both()
         self.check()
         assert self.engine.statistics().kv_usage == 0.0
         assert self.engine.reset_prefix_cache()
