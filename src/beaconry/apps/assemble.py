@@ -50,7 +50,7 @@ GC_THRESHOLDS = (50_000, 20, 50)
 def make_router(config: GatewayConfig) -> Router:
     """The machine alone, as both drivers use it. Raises OperatorError for an unknown policy."""
     rates = RateBook()
-    forecasts = Forecasts(rates, idle=True)
+    forecasts = Forecasts(rates, config.forecasts.coverage, idle=True)
     return Router(
         config,
         scheduler=make_scheduler(config.profile or config.policy, rates, Registry.installed(), forecasts),

@@ -130,6 +130,14 @@ class Offloading(Section, frozen=True):
     """From a store that all engines share: a 25 Gbit/s link."""
 
 
+class Forecasting(Section, frozen=True):
+    """Ranges of predicted latencies, by which requests with objectives are placed, and sheddable ones refused."""
+
+    coverage: Annotated[float, Meta(ge=0.5, le=0.99)] = 0.9
+    """Share of outcomes that shall lie below a range's upper end; as many lie above its lower end. llm-d predicts the same quantile. More
+    refuses only what is more surely late; beyond 0.99 the latest two hundred outcomes, by which ranges are set, do not tell."""
+
+
 class Access(Section, frozen=True):
     """Logs and debug output."""
 
@@ -188,6 +196,7 @@ class GatewayConfig(Section, frozen=True):
     scrape: Scrape = Scrape()
     tokens: Tokens = Tokens()
     offloading: Offloading = Offloading()
+    forecasts: Forecasting = Forecasting()
     access: Access = Access()
     flow: Flow = Flow()
     policy: str = "expected-cost"

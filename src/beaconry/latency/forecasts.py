@@ -13,8 +13,6 @@ from beaconry.values.candidate import Candidate, Forecast, Prediction, Source
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.request import Request, Usage
 
-COVERAGE = 0.9
-"""Share of outcomes below the upper end of a forecast's range; llm-d predicts the same quantile."""
 _FIRST_LEGS = 3
 """Legs of a new engine that teach nothing."""
 _FACTOR_GAIN = 0.05
@@ -73,7 +71,7 @@ class _Open:
 class Forecasts:
     """All endpoints' forecasts. A ForecastSource for the scheduler; the router reports what happens to its legs."""
 
-    def __init__(self, rates: RateBook, coverage: float = COVERAGE, *, idle: bool = False) -> None:
+    def __init__(self, rates: RateBook, coverage: float = 0.9, *, idle: bool = False) -> None:
         """`coverage`: share of outcomes that shall lie below the upper end of the range. `idle`: see `_idle`."""
         self._idle = idle
         """Nobody has had an objective yet, so nobody asks: legs are not followed, which costs more than placing them. From the first

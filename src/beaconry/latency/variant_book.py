@@ -67,6 +67,7 @@ class VariantBook:
     """
 
     def __init__(self, name: str, coverage: float) -> None:
+        self._coverage = coverage
         self.fit = StepFit(name)
         self.record = TrackRecord()
         self._lessons = 0
@@ -111,6 +112,7 @@ class VariantBook:
             itl_s=itl_s * itl.middle,
             itl_low_s=itl_s * itl.low,
             itl_high_s=itl_s * itl.high,
+            tail=1.0 - self._coverage,
             strictest_itl_s=strictest_itl_s,
         )
 
@@ -172,14 +174,6 @@ class VariantBook:
             gated=self.fit.gated,
             accuracy={key: errors.accuracy() for key, errors in self.record.errors.items()},
         )
-
-    def _judge(
-        self, source: Source, quantity: Quantity, residuals: Residuals, predicted_s: float, actual_s: float
-    ) -> None:
-        spread = residuals.range
-        high_s = predicted_s * spread.high
-        self.record.note(source, quantity, predicted_s * spread.middle, actual_s, high_s)
-        residuals.add(actual_s / predicted_s, covered=actual_s <= high_s)
 
 
 class MeanStep:

@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import Meta, field
 
 from beaconry.config.flow import Flow
-from beaconry.config.gateway import Access, Deadlines, Health, Limits, Offloading, Profile, Retry, Scrape
+from beaconry.config.gateway import Access, Deadlines, Forecasting, Health, Limits, Offloading, Profile, Retry, Scrape
 from beaconry.config.section import Section
 from beaconry.config.tenants import ModelConfig, Objective, Tenants, TrustedHeader
 from beaconry.values.endpoint import Role
@@ -170,6 +170,7 @@ class Router(Section, frozen=True):
     health: Health = Health()
     limits: Limits = Limits()
     offloading: Offloading = Offloading()
+    forecasts: Forecasting = Forecasting()
     retry: Retry = Retry()
     scrape: Scrape = Scrape()
     shortlist_above: Annotated[int, Meta(ge=1)] = 16

@@ -112,6 +112,7 @@ def plan_gateway(service: ModelService, listen: Listen) -> GatewayConfig:
         listen=listen,
         limits=router.limits,
         offloading=router.offloading,
+        forecasts=router.forecasts,
         deadlines=router.deadlines,
         retry=router.retry,
         health=router.health,

@@ -70,7 +70,7 @@ class Router:
         self._flow = config.flow
         self._caches = caches
         self._members = Members(config.health, config.shortlist_above)
-        self._learning = Learning(caches, rates, Forecasts(rates, idle=True) if forecasts is None else forecasts)
+        self._learning = Learning(caches, rates, forecasts or Forecasts(rates, config.forecasts.coverage, idle=True))
         self._admission = Admission(config.flow, rates)
         self._timers = Timers(config.deadlines)
         self._exchanges = Exchanges(self._admission, self._timers)

@@ -20,8 +20,6 @@ from beaconry.values.request import Request
 
 FEW = 3
 """Candidates that are forecast: the best by the inner policy."""
-_TAIL = 0.1
-"""Probability beyond either end of a forecast's range."""
 _TOKENS = 100
 """A request with an objective for the time between tokens only is promised this many of them: a paragraph."""
 
@@ -57,12 +55,12 @@ def price_s(request: Request, forecast: Forecast, now_s: float) -> float:
     kept = 1.0
     if request.slo_ttft_s is not None:
         left_s = request.arrived_s + request.slo_ttft_s - now_s
-        kept *= 1.0 - _exceeds(left_s, forecast.ttft_low_s, forecast.ttft_s, forecast.ttft_high_s)
+        kept *= 1.0 - _exceeds(left_s, forecast.ttft_low_s, forecast.ttft_s, forecast.ttft_high_s, forecast.tail)
     if request.slo_itl_s is not None:
-        kept *= 1.0 - _exceeds(request.slo_itl_s, forecast.itl_low_s, forecast.itl_s, forecast.itl_high_s)
+        kept *= 1.0 - _itl_exceeds(request.slo_itl_s, forecast)
     missed = 1.0 - kept
     if forecast.strictest_itl_s is not None:
-        missed += _exceeds(forecast.strictest_itl_s, forecast.itl_low_s, forecast.itl_s, forecast.itl_high_s)
+        missed += _itl_exceeds(forecast.strictest_itl_s, forecast)
     return missed * (request.slo_ttft_s or _TOKENS * (request.slo_itl_s or 0.0))
 
 
@@ -79,17 +77,21 @@ def hopeless_s(request: Request, forecasts: Iterable[Forecast], now_s: float) ->
     return least_s if least_s > 0.0 else None
 
 
-def _exceeds(limit_s: float, low_s: float, middle_s: float, high_s: float) -> float:
+def _itl_exceeds(limit_s: float, forecast: Forecast) -> float:
+    return _exceeds(limit_s, forecast.itl_low_s, forecast.itl_s, forecast.itl_high_s, forecast.tail)
+
+
+def _exceeds(limit_s: float, low_s: float, middle_s: float, high_s: float, tail: float) -> float:
     """The probability that a time with this range exceeds `limit_s`: straight lines between the three quantiles that are known."""
     if limit_s <= 0.0:
         return 1.0
     if limit_s >= high_s:
-        return _TAIL * high_s / limit_s
+        return tail * high_s / limit_s
     if limit_s <= low_s:
-        return 1.0 - _TAIL * limit_s / low_s
+        return 1.0 - tail * limit_s / low_s
     if limit_s >= middle_s:
-        return _TAIL + (0.5 - _TAIL) * (high_s - limit_s) / (high_s - middle_s)
-    return 0.5 + (0.5 - _TAIL) * (middle_s - limit_s) / (middle_s - low_s)
+        return tail + (0.5 - tail) * (high_s - limit_s) / (high_s - middle_s)
+    return 0.5 + (0.5 - tail) * (middle_s - limit_s) / (middle_s - low_s)
 
 
 def _token_load(request: Request, candidate: Candidate) -> int:

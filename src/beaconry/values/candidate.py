@@ -87,5 +87,7 @@ class Forecast(Struct, frozen=True, kw_only=True):
     itl_s: float
     itl_low_s: float
     itl_high_s: float
+    tail: float
+    """Share of past outcomes beyond either end of the ranges."""
     strictest_itl_s: float | None = None
     """The strictest objective for time between tokens among the requests in flight there."""

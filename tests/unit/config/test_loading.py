@@ -168,3 +168,5 @@ def test_a_gateway_configuration_is_loaded_by_the_same_rules():
     assert refusal("retry: {atempts: 2}\n", GatewayConfig) == (
         'f.yaml:1: retry.atempts: unknown key; did you mean "attempts"? There is: attempts, budgetRatio, budgetFloor'
     )
+    said = refusal("forecasts: {coverage: 1}\n", GatewayConfig)
+    assert said == "f.yaml:1: forecasts.coverage: expected a number <= 0.99, found 1"

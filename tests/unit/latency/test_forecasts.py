@@ -77,6 +77,17 @@ def test_after_a_few_hundred_requests_ttft_is_right_and_its_range_holds(named):
     assert found.accuracy[Source.SHADOW, Quantity.ITL].median_error < 0.2
 
 
+@pytest.mark.parametrize("coverage", [0.8, 0.95])
+def test_the_ranges_hold_as_often_as_is_asked_for(coverage):
+    rates = RateBook()
+    forecasts = Forecasts(rates, coverage)
+    virtual = fleet(forecasts, rates)
+    virtual.run(Plan(islice(conversations(SHAPE, poisson(6.0, Random(1)), Random(2)), 400)), until_s=1e6)
+    found = forecasts.statistics()[PRESET].accuracy[Source.SHADOW, Quantity.TTFT]
+    assert found.coverage == pytest.approx(coverage, abs=0.03)
+    assert forecasts.forecast(request(), candidate(), 1e6).tail == pytest.approx(1.0 - coverage)
+
+
 def serve(forecasts, number, now_s, ttft_s):
     """One request on an idle engine; the time at which it ended."""
     forecasts.dispatched(number, request(number), candidate(), now_s)

@@ -223,10 +223,10 @@ def test_ports_must_suffice_and_differ(ports):
 
 
 def test_the_router_section_becomes_the_gateways_configuration():
-    router = "  router: {policy: random, retry: {attempts: 1}, offloading: {kvBytesPerToken: 131072}}"
+    router = "  router: {policy: random, retry: {attempts: 1}, offloading: {kvBytesPerToken: 131072}, forecasts: {coverage: 0.8}}"
     config = plan_gateway(service(router), Listen(port=0))
     assert (config.policy, config.retry.attempts, config.listen.port, config.endpoints) == ("random", 1, 0, ())
-    assert config.offloading.kv_bytes_per_token == 131_072
+    assert (config.offloading.kv_bytes_per_token, config.forecasts.coverage) == (131_072, 0.8)
 
 
 def test_a_service_s_tenants_and_names_reach_its_gateway():

@@ -28,6 +28,7 @@ def forecast(ttft=0.1, itl=0.02, **fields):
         "itl_s": itl,
         "itl_low_s": 0.9 * itl,
         "itl_high_s": 1.1 * itl,
+        "tail": 0.1,
     }
     return Forecast(**{**values, **fields})
 
@@ -149,10 +150,18 @@ def test_the_price_is_what_was_promised_times_the_probability_of_missing_it():
     assert price_s(both, forecast(2.0, itl=0.02, strictest_itl_s=0.02), 10.0) == pytest.approx(2.5)
 
 
-@given(st.floats(-1.0, 1e4), st.floats(-1.0, 1e4), st.tuples(*[st.floats(1e-6, 1e3)] * 3).map(sorted))
-def test_the_probability_of_exceeding_a_limit_falls_with_the_limit(one, other, ends):
+@given(
+    st.floats(-1.0, 1e4), st.floats(-1.0, 1e4), st.tuples(*[st.floats(1e-6, 1e3)] * 3).map(sorted), st.floats(0.01, 0.5)
+)
+def test_the_probability_of_exceeding_a_limit_falls_with_the_limit(one, other, ends, tail):
     low, high = sorted((one, other))
-    assert 0.0 <= _exceeds(high, *ends) <= _exceeds(low, *ends) <= 1.0
+    assert 0.0 <= _exceeds(high, *ends, tail) <= _exceeds(low, *ends, tail) <= 1.0
+
+
+@pytest.mark.parametrize("tail", [0.05, 0.2])
+def test_the_ends_of_a_range_are_exceeded_as_often_as_its_coverage_says(tail):
+    ends = (1.0, 2.0, 4.0)
+    assert [_exceeds(limit, *ends, tail) for limit in ends] == pytest.approx([1.0 - tail, 0.5, tail])
 
 
 def test_hopeless_is_who_misses_everywhere_even_at_the_lower_end():
