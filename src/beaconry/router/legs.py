@@ -215,7 +215,8 @@ class Legs:
         self._admission.reopen(member)
         if not finished:
             self._learning.cut_short(leg, now_s)
-        self._members.tidy(member)
+        if member.gone:
+            self._members.tidy(member)
 
     # -- looking in
 
