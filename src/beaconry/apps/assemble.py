@@ -5,11 +5,15 @@ import gc
 import logging
 import resource
 import secrets
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
 
+import msgspec
+
+from beaconry.config.disaggregation import Disaggregation
 from beaconry.config.gateway import GatewayConfig
 from beaconry.config.tenants import TenantsFile
 from beaconry.io.access_log import AccessLog
@@ -29,6 +33,7 @@ from beaconry.io.zmq_events import KvFeeds
 from beaconry.kvindex.approximate import ApproximateIndex
 from beaconry.kvindex.exact import ExactIndex
 from beaconry.latency.forecasts import Forecasts
+from beaconry.latency.kv_links import KvLinks
 from beaconry.latency.rates import RateBook
 from beaconry.latency.tier_loads import TierLoads
 from beaconry.plugins.registry import Registry
@@ -39,7 +44,7 @@ from beaconry.router.router import Router
 from beaconry.router.statistics import RouterStatistics
 from beaconry.scheduling.scheduler import make_scheduler
 from beaconry.tenancy.reception import Reception
-from beaconry.values.endpoint import Endpoint
+from beaconry.values.endpoint import Endpoint, Role
 from beaconry.values.errors import OperatorError
 
 _LOG = logging.getLogger(__name__)
@@ -58,11 +63,20 @@ def make_router(config: GatewayConfig) -> Router:
             ApproximateIndex(config.index_bytes),
             ExactIndex(config.exact_index_bytes),
             TierLoads(rates, config.offloading),
+            KvLinks(rates, config.offloading.kv_bytes_per_token, config.disaggregation.transfer_bytes_per_s),
         ),
         rates=rates,
         forecasts=forecasts,
         rng=Random(config.seed),
     )
+
+
+def refuse_prefill(roles: Iterable[Role]) -> None:
+    """Raise OperatorError for roles that only simulations can serve as yet: nothing hands KV from engine to engine over HTTP."""
+    if Role.PREFILL in roles:
+        raise OperatorError(
+            "role prefill: only `beaconry simulate` and `beaconry plan` run requests in two legs as yet; set role both"
+        )
 
 
 class Gateway:
@@ -72,7 +86,8 @@ class Gateway:
         self.config = config
         self.port = 0
         """The bound port, once started."""
-        self._router = make_router(config)
+        refuse_prefill(endpoint.role for endpoint in config.endpoints)
+        self._router = make_router(msgspec.structs.replace(config, disaggregation=Disaggregation(mode="never")))
         self._reception = Reception()
         self.reconfigure(config)
         self._stack = AsyncExitStack()

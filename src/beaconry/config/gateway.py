@@ -7,6 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta, field
 
+from beaconry.config.disaggregation import Disaggregation, role_fault
 from beaconry.config.flow import Flow
 from beaconry.config.section import ABOVE_0, Section
 from beaconry.config.tenants import ModelConfig, Objective, Tenants, TrustedHeader
@@ -199,6 +200,7 @@ class GatewayConfig(Section, frozen=True):
     forecasts: Forecasting = Forecasting()
     access: Access = Access()
     flow: Flow = Flow()
+    disaggregation: Disaggregation = Disaggregation()
     policy: str = "expected-cost"
     """A policy's name: `beaconry policies` lists them."""
     profile: Profile | None = None
@@ -220,3 +222,13 @@ class GatewayConfig(Section, frozen=True):
     seed: int = 0
     """Of the policy's own chance (tie breaks, random policies)."""
     endpoints: tuple[EndpointConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for endpoints whose roles leave a request nowhere to go."""
+        roles: dict[str, set[Role]] = {}
+        for one in self.endpoints:
+            roles.setdefault(one.model, set()).add(one.role)
+        for model, its in roles.items():
+            fault = role_fault(its, self.disaggregation.mode)
+            if fault is not None:
+                raise ValueError(f'model "{model}" has {fault}')

@@ -126,7 +126,7 @@ class Forecasts:
         twin.shadow.dispatch(
             leg,
             prompt_tokens=request.prompt_tokens,
-            uncached=request.prompt_tokens - candidate.matched_tokens,
+            uncached=request.prompt_tokens - candidate.matched_tokens - candidate.fetched_tokens,
             silent=foreseen is None,
             now_s=now_s,
         )
@@ -153,10 +153,10 @@ class Forecasts:
         twin.objectives.pop(leg, None)
         twin.shadow.end(leg, now_s, finished=finished and opened.foreseen is not None)
         self._take_seen(twin)
-        if finished and usage is not None and usage.completion_tokens > 1:
+        if finished and usage is not None and usage.completion_tokens:
             twin.shadow.output_tokens = self._rates.output_tokens(twin.endpoint.variant)
             twin.legs += 1
-            if twin.legs > _FIRST_LEGS:
+            if twin.legs > _FIRST_LEGS and usage.completion_tokens > 1:
                 _learn_decode(opened, usage.completion_tokens - 1, now_s)
 
     def sampled(self, endpoint: Endpoint, sample: LoadSample) -> None:
@@ -196,7 +196,7 @@ class Forecasts:
     def _foresee(self, request: Request, candidate: Candidate, twin: _Twin, now_s: float) -> Foreseen:
         """What the shadow predicts for one placement."""
         shadow, book = twin.shadow, twin.book
-        uncached = request.prompt_tokens - candidate.matched_tokens
+        uncached = request.prompt_tokens - candidate.matched_tokens - candidate.fetched_tokens
         ttft_s, wait_s = shadow.ttft_s(request.prompt_tokens, uncached, now_s)
         ttft_s += candidate.load_s
         queue = 0 if not shadow.legs else 1 if wait_s < 0.25 * ttft_s else 2 if wait_s < 0.75 * ttft_s else 3

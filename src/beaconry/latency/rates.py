@@ -12,13 +12,11 @@ early. Deterministic, with constant memory per variant and endpoint.
 
 from msgspec import Struct
 
+from beaconry.latency.line import CLIP, Line
 from beaconry.values.candidate import Candidate, Prediction
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.request import Request
 
-_GAIN = 0.03
-"""Share of an error that one observation corrects, once there are enough: about the last fifty count."""
-_CLIP = 3.0
 _LATE_WEIGHT = 0.25
 """Weight of a TTFT above the expected one: part of it may be waiting that the model does not know of."""
 _FACTOR_GAIN = 0.05
@@ -67,44 +65,14 @@ class Rates(Struct, frozen=True, kw_only=True):
     """Mean output length."""
 
 
-class _Line:
-    """y = base + slope * x, both positive, learnt from one observation after the other.
-
-    Each part takes the share of a relative error that is its share of the expected value: legs with little to prefill teach the base,
-    legs with much the slope. So a long run of equal x, as a warm cache brings about, leaves the other part as it was; a fit by least
-    squares forgets the slope there, and a prefill believed to be free has every prefix copied everywhere.
-    """
-
-    __slots__ = ("base", "base_seen", "slope", "slope_seen")
-
-    def __init__(self, base: float, slope: float) -> None:
-        self.base = base
-        self.slope = slope
-        self.base_seen = 0.0  # observations so far, each by its share in the base
-        self.slope_seen = 0.0
-
-    def at(self, x: float) -> float:
-        return self.base + self.slope * x
-
-    def observe(self, x: float, y: float, weight: float = 1.0) -> None:
-        expected = self.base + self.slope * x
-        error = weight * (min(max(y / expected, 1 / _CLIP), _CLIP) - 1)
-        base_share = self.base / expected
-        slope_share = 1 - base_share
-        self.base *= 1 + error * base_share * max(_GAIN, 1 / (2 + self.base_seen))
-        self.slope *= 1 + error * slope_share * max(_GAIN, 1 / (2 + self.slope_seen))
-        self.base_seen += base_share
-        self.slope_seen += slope_share
-
-
 class _Variant:
     """What is learnt of one variant."""
 
     __slots__ = ("decode_s", "decoding", "ended", "output_tokens", "prefill", "slots")
 
     def __init__(self) -> None:
-        self.prefill = _Line(0.04, 1e-4)  # 10,000 tokens/s: an 8-30 B model on one recent GPU
-        self.decoding = _Line(0.015, 2e-4)
+        self.prefill = Line(0.04, 1e-4)  # 10,000 tokens/s: an 8-30 B model on one recent GPU
+        self.decoding = Line(0.015, 2e-4)
         self.slots = float("inf")
         self.decode_s = 2.0
         self.output_tokens = 256.0  # the conversation traces have medians of 130 to 350
@@ -162,7 +130,7 @@ class RateBook:
             wait_s = factor * _ahead_s(known, running, candidate.prefill_tokens)
             running = int(known.slots)
         wait_s = max(wait_s, candidate.oldest_wait_s)
-        uncached = request.prompt_tokens - candidate.matched_tokens
+        uncached = request.prompt_tokens - candidate.matched_tokens - candidate.fetched_tokens
         itl_s = factor * (known.decoding.base + known.decoding.slope * running)
         output = known.output_tokens
         if request.output_tokens is not None and request.output_tokens < output:
@@ -191,7 +159,7 @@ class RateBook:
         """
         known = self._variant(endpoint.variant)
         expected_s = self._factors.get(endpoint.name, 1.0) * known.prefill.at(tokens)
-        known.learn_slots(decoding, queued=in_flight >= decoding and ttft_s > _CLIP * expected_s)
+        known.learn_slots(decoding, queued=in_flight >= decoding and ttft_s > CLIP * expected_s)
         if known.ended < _YOUNG:
             self._learn_prefill(endpoint.name, known, ttft_s, tokens, in_flight)
 
@@ -217,15 +185,33 @@ class RateBook:
         itl_s = max(leg.decode_s - stalled_s, 0.3 * leg.decode_s) / (leg.output_tokens - 1)
         ratio = itl_s / max(known.decoding.at(leg.batch), 1e-6)
         known.decoding.observe(leg.batch, itl_s)
-        factor += _FACTOR_GAIN * (min(max(ratio, factor / _CLIP), factor * _CLIP) - factor)
-        self._factors[name] = min(max(factor, 0.25), 8.0)
+        self._learn_factor(name, factor, ratio)
         known.decode_s += 0.02 * (min(leg.decode_s, known.decode_s * 10) - known.decode_s)
         known.output_tokens += 0.02 * (leg.output_tokens - known.output_tokens)
+
+    def observe_prefill(self, endpoint: Endpoint, *, ttft_s: float, tokens: int, in_flight: int) -> None:
+        """Learn from a leg that only prefilled, at its end.
+
+        `tokens`: its own, as the engine counted those that were not cached, and those ahead of it at dispatch; `in_flight`: requests there
+        at dispatch, itself not included. One that met nobody tells how fast its endpoint is.
+        """
+        known = self._variant(endpoint.variant)
+        if not in_flight:
+            factor = self._factors.get(endpoint.name, 1.0)
+            ratio = ttft_s / known.prefill.at(tokens)
+            self._learn_factor(endpoint.name, factor, ratio)
+        self._learn_prefill(endpoint.name, known, ttft_s, tokens, in_flight)
+        known.ended += 1
 
     def observe_sample(self, endpoint: Endpoint, sample: LoadSample) -> None:
         """Learn the slot limit: an engine that lets requests wait runs as many as it can."""
         if sample.running:
             self._variant(endpoint.variant).learn_slots(sample.running, queued=bool(sample.waiting))
+
+    def _learn_factor(self, name: str, factor: float, ratio: float) -> None:
+        """An endpoint took `ratio` times what its variant takes."""
+        factor += _FACTOR_GAIN * (min(max(ratio, factor / CLIP), factor * CLIP) - factor)
+        self._factors[name] = min(max(factor, 0.25), 8.0)
 
     def forget(self, endpoint: str) -> None:
         """The endpoint is gone."""

@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, field
 
+from beaconry.config.disaggregation import Disaggregation, role_fault
 from beaconry.config.flow import Flow
 from beaconry.config.gateway import Access, Deadlines, Forecasting, Health, Limits, Offloading, Profile, Retry, Scrape
 from beaconry.config.section import Section
@@ -150,7 +151,7 @@ class Pool(Section, frozen=True):
     }
 
     def __post_init__(self) -> None:
-        if self.role is not Role.BOTH:
+        if self.role is Role.ENCODE:
             raise ValueError(f'role "{self.role}" is understood, but not acted on in this version: use "both"')
 
 
@@ -166,6 +167,7 @@ class Router(Section, frozen=True):
     objectives: dict[str, Objective] = field(default_factory=dict)
     models: dict[str, ModelConfig] = field(default_factory=dict)
     flow: Flow = Flow()
+    disaggregation: Disaggregation = Disaggregation()
     deadlines: Deadlines = Deadlines()
     health: Health = Health()
     limits: Limits = Limits()
@@ -175,7 +177,6 @@ class Router(Section, frozen=True):
     scrape: Scrape = Scrape()
     shortlist_above: Annotated[int, Meta(ge=1)] = 16
     """As in the gateway's own configuration."""
-    NOT_YET: ClassVar[Mapping[str, str]] = {"disaggregation": "every request runs on one engine; remove it"}
 
 
 class Spec(Section, frozen=True):
@@ -199,6 +200,9 @@ class Spec(Section, frozen=True):
                 raise ValueError(f'{names.count(name)} pools are called "{name}"; names must differ')
         if not any(pool.replicas for pool in self.pools):
             raise ValueError("all pools have 0 replicas: nothing would serve; set replicas of one")
+        fault = role_fault({pool.role for pool in self.pools}, self.router.disaggregation.mode)
+        if fault is not None:
+            raise ValueError(f"the pools have {fault}")
 
 
 class ModelService(Section, frozen=True):

@@ -120,6 +120,7 @@ def plan_gateway(service: ModelService, listen: Listen) -> GatewayConfig:
         shortlist_above=router.shortlist_above,
         access=router.access,
         flow=router.flow,
+        disaggregation=router.disaggregation,
         policy=router.policy,
         profile=router.profile,
         tenants=router.tenants,

@@ -24,7 +24,6 @@ from beaconry.router.member import Member
 from beaconry.router.statistics import WAIT_BOUNDS_S, BandFigures, FlowStatistics, Histogram
 from beaconry.scheduling.objectives import hopeless_s
 from beaconry.values.candidate import Forecast, Prediction
-from beaconry.values.endpoint import Role
 from beaconry.values.errors import InternalError
 from beaconry.values.outcome import Outcome
 from beaconry.values.request import Request, Usage
@@ -93,10 +92,8 @@ class Admission:
         model, priority = members[0].endpoint.model, request.priority
         way = self._ways.get((model, priority)) or self._way(model, priority)
         for member in members:
-            if (
-                member.endpoint.role is Role.BOTH
-                and (member.ready or member.admits(now_s))
-                and (not member.prefilling or self.is_open(member, now_s, way.ceiling))
+            if (member.ready or member.admits(now_s)) and (
+                not member.prefilling or self.is_open(member, now_s, way.ceiling)
             ):
                 way.pace.note(now_s)
                 way.waits.add(0.0)
@@ -159,7 +156,7 @@ class Admission:
 
     def dispatched(self, leg: Leg, prediction: Prediction | None) -> None:
         """A leg was sent. Of a whole answer the first byte is the last: it counts as prefilled once the predicted time has passed."""
-        request = leg.exchange.request
+        request = leg.request
         if not request.stream:
             if prediction is None:
                 prediction = self._rates.predict(request, leg.candidate)

@@ -20,6 +20,7 @@ from msgspec import Struct
 from beaconry.kvindex.approximate import ApproximateIndex
 from beaconry.kvindex.exact import ExactIndex, ExactStatistics, Held
 from beaconry.kvindex.match import Whereabouts
+from beaconry.latency.kv_links import KvLinks
 from beaconry.latency.rates import RateBook
 from beaconry.latency.tier_loads import Load, TierLoads
 from beaconry.values.candidate import TierTokens
@@ -53,6 +54,8 @@ class CachesStatistics(Struct, frozen=True, kw_only=True):
     exact: ExactStatistics
     loads: dict[tuple[str, Tier], Load]
     """What legs have taught of loading, by variant and tier."""
+    fetches: dict[str, Load] = {}
+    """Likewise of fetching from other engines, by the variant that fetches."""
 
 
 class Finding:
@@ -126,11 +129,18 @@ class Finding:
 class Caches:
     """Both indexes, and which endpoints' events can be trusted at present."""
 
-    def __init__(self, approximate: ApproximateIndex, exact: ExactIndex, loads: TierLoads | None = None) -> None:
-        """`loads`: what loading costs; None supposes it, for engines nothing is known of."""
+    def __init__(
+        self,
+        approximate: ApproximateIndex,
+        exact: ExactIndex,
+        loads: TierLoads | None = None,
+        links: KvLinks | None = None,
+    ) -> None:
+        """`loads`, `links`: what loading and fetching cost; None supposes it, for engines nothing is known of."""
         self.approximate = approximate
         self.exact = exact
         self.loads = TierLoads(RateBook()) if loads is None else loads
+        self.links = KvLinks(RateBook()) if links is None else links
         self._states: dict[str, dict[int, SourceState]] = {}
         """By endpoint and data-parallel rank; only those that have events at all."""
 
@@ -163,7 +173,9 @@ class Caches:
 
     def statistics(self) -> CachesStatistics:
         """A snapshot of index and load times. Walks over all shards: for a scrape."""
-        return CachesStatistics(exact=self.exact.statistics(), loads=self.loads.statistics())
+        return CachesStatistics(
+            exact=self.exact.statistics(), loads=self.loads.statistics(), fetches=self.links.statistics()
+        )
 
     def forget(self, name: str) -> None:
         """The endpoint is gone, or somebody else by now."""

@@ -1,10 +1,14 @@
 """The state of one request and of its current leg: records without behaviour, changed by the router only."""
 
+from msgspec.structs import replace
+
+from beaconry.disagg.plan import Reason
 from beaconry.flowcontrol.ticket import Ticket
 from beaconry.kvindex.approximate import Placement
 from beaconry.router.member import Member
 from beaconry.values.candidate import Candidate
 from beaconry.values.request import Request
+from beaconry.values.stage import Stage
 
 
 class Leg:
@@ -21,6 +25,8 @@ class Leg:
         "placement",
         "prefilled_mark",
         "prompt_tokens",
+        "request",
+        "stage",
         "uncached_tokens",
     )
 
@@ -33,8 +39,11 @@ class Leg:
         placement: Placement | None,
         now_s: float,
     ) -> None:
-        request = exchange.request
+        """`candidate`: its `stage` is the leg's."""
         self.id = leg
+        self.stage = candidate.stage
+        self.request = request = as_prefill(exchange.request) if self.stage is Stage.PREFILL else exchange.request
+        """What the engine is asked for."""
         self.exchange = exchange
         self.member = member
         self.candidate = candidate
@@ -43,7 +52,7 @@ class Leg:
         """What the index noted of it; None for a prompt without blocks."""
         self.dispatched_s = now_s
         self.prompt_tokens = request.prompt_tokens
-        self.uncached_tokens = max(0, request.prompt_tokens - candidate.matched_tokens)
+        self.uncached_tokens = max(0, request.prompt_tokens - candidate.matched_tokens - candidate.fetched_tokens)
         self.first_byte_s: float | None = None
         self.batch_at_first = 0
         self.prefilled_mark = 0
@@ -53,7 +62,7 @@ class Leg:
 class Exchange:
     """One request from arrival to its one outcome."""
 
-    __slots__ = ("attempts", "late_s", "leg", "request", "ticket", "tried")
+    __slots__ = ("attempts", "late_s", "leg", "prefill", "request", "ticket", "tried", "whole")
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -61,8 +70,17 @@ class Exchange:
         """The attempt in flight; None while it waits, and between two of the router's own steps."""
         self.ticket: Ticket | None = None
         """Its place in the queue, kept after dispatch; None if it was never queued."""
+        self.prefill: Leg | None = None
+        """The leg that has prefilled and whose KV the next one is to fetch."""
+        self.whole: Reason | None = None
+        """Why it is not to be split any more; None while it may be."""
         self.attempts = 0
         self.late_s = 0.0
         """By how much its first token was to miss its objective at best; 0 unless it is refused for that."""
         self.tried: list[str] = []
         """Endpoints whose legs failed."""
+
+
+def as_prefill(request: Request) -> Request:
+    """A request as a prefill engine meets it: its end, which comes with the first token, tells how long the prompt took."""
+    return replace(request, stream=True, output_tokens=0, slo_itl_s=None)

@@ -2,11 +2,15 @@
 
 A leg that fails before its first byte may be followed by another one elsewhere, within the retry budget. A fact about a leg that is no
 longer known is late news and changes nothing.
+
+A prefill leg's end is its first byte: the client has seen nothing yet, and the leg that is to answer is placed only now. If that one fails
+before it begins, nobody knows whether the KV is still there to be fetched: the request starts anew.
 """
 
 from msgspec.structs import replace
 
-from beaconry.config.gateway import Retry
+from beaconry.config.gateway import GatewayConfig
+from beaconry.disagg.plan import Reason
 from beaconry.router.admission import Admission
 from beaconry.router.effects import CancelLeg, Effect, StartLeg
 from beaconry.router.exchange import Exchange, Leg
@@ -20,6 +24,7 @@ from beaconry.router.timers import Timers
 from beaconry.values.decision import Decision
 from beaconry.values.errors import InternalError
 from beaconry.values.outcome import Outcome
+from beaconry.values.stage import Stage
 
 BUSY_STATUSES = frozenset({429, 503})
 """An engine that answers so is full, not broken."""
@@ -36,7 +41,7 @@ class Legs:
         admission: Admission,
         learning: Learning,
         timers: Timers,
-        retry: Retry,
+        config: GatewayConfig,
     ) -> None:
         self._placing = placing
         self._members = placing.members
@@ -44,8 +49,9 @@ class Legs:
         self._admission = admission
         self._learning = learning
         self._timers = timers
-        self._attempts = retry.attempts
-        self._budget = RetryBudget(retry.budget_ratio, retry.budget_floor)
+        self._attempts = config.retry.attempts
+        self._budget = RetryBudget(config.retry.budget_ratio, config.retry.budget_floor)
+        self._aggregates = config.disaggregation.on_prefill_failure == "aggregate"
         self.retries = 0
         self._legs: dict[int, Leg] = {}
         """Exactly the `leg` of each exchange."""
@@ -59,24 +65,25 @@ class Legs:
 
     def place(self, exchange: Exchange, now_s: float, effects: list[Effect]) -> bool:
         """Choose an endpoint and start a leg there, or refuse what would be too late anywhere. False if there is none."""
-        decision = self._placing.choose(exchange.request, exchange.tried, now_s)
+        decision = self._placing.choose(exchange, now_s)
         if decision is None:
             return False
         forecasts = decision.ranking.forecasts
         if forecasts and self._exchanges.refused_late(exchange, forecasts.values(), now_s, effects):
             return True
         ticket = exchange.ticket
-        if ticket is not None and ticket.queued_s > 0 and not exchange.attempts:
+        if ticket is not None and ticket.queued_s > 0 and (not exchange.attempts or exchange.prefill is not None):
             decision = replace(decision, queued_s=ticket.queued_s, waited_for=ticket.why.value)
         self._start(exchange, decision, now_s, effects)
         return True
 
     def _start(self, exchange: Exchange, decision: Decision, now_s: float, effects: list[Effect]) -> None:
-        request, winner = exchange.request, decision.ranking.winner
+        winner = decision.ranking.winner
         name = decision.endpoint.name
         self._last += 1
-        placement = self._learning.routed(name, request)
+        placement = self._learning.routed(name, exchange.request)
         leg = Leg(self._last, exchange, self._members[name], decision.candidates[winner], placement, now_s)
+        request, source = leg.request, exchange.prefill
         exchange.leg = leg
         exchange.attempts += 1
         self._legs[leg.id] = leg
@@ -86,7 +93,12 @@ class Legs:
         self._admission.dispatched(leg, predictions[winner] if predictions else None)
         if request.stream:
             self._timers.sent(leg, now_s, effects)
-        effects.append(StartLeg(request.id, leg.id, decision.endpoint, decision))
+        if decision.plan and leg.stage is not Stage.DECODE:
+            plans = self._exchanges.counters[request.model].plans
+            key = (leg.stage, decision.plan)
+            plans[key] = plans.get(key, 0) + 1
+        holder = None if source is None else source.member.endpoint
+        effects.append(StartLeg(request.id, leg.id, decision.endpoint, decision, leg.stage, holder))
 
     # -- facts
 
@@ -111,6 +123,9 @@ class Legs:
         if leg.first_byte_s is None:
             self._first_byte_came(leg, now_s)
         assert leg.first_byte_s is not None
+        if leg.stage is Stage.PREFILL:
+            self._prefilled(leg, fact, now_s, effects)
+            return
         exchange = leg.exchange
         batch_at_end = len(leg.member.decoding)
         self._close(leg, now_s, finished=True)
@@ -132,7 +147,7 @@ class Legs:
         if leg is None:
             return
         busy = fact.fault is Fault.STATUS and fact.status in BUSY_STATUSES
-        if not busy:
+        if not busy and self._is_to_blame(leg, fact):
             leg.member.failed_leg(now_s)
         self._close(leg, now_s)
         what = (
@@ -142,10 +157,34 @@ class Legs:
             message = f"the engine failed while it answered ({what})"
             self._exchanges.break_off(leg.exchange, Outcome.STREAM_BROKEN, message, now_s, effects)
         else:
+            if leg.stage is Stage.DECODE and fact.fault is Fault.STATUS and not busy and self._aggregates:
+                leg.exchange.whole = Reason.HANDOVER_FAILED
             self._try_again(leg, what, now_s, effects, status=503 if busy else 502)
 
+    def _prefilled(self, leg: Leg, fact: LegFinished, now_s: float, effects: list[Effect]) -> None:
+        """A prompt is computed: the leg that answers follows, which takes its KV over. Or there is none to take over."""
+        exchange, refused = leg.exchange, fact.status >= 400
+        self._close(leg, now_s, finished=True)
+        self._learning.finished(leg, None if refused else fact.usage, 0, now_s)
+        if fact.handoff or refused:
+            leg.member.succeeded()
+            if refused:
+                exchange.whole = Reason.PREFILL_REFUSED
+            else:
+                exchange.prefill = leg
+            if not self.place(exchange, now_s, effects):
+                self._exchanges.drop(exchange, Outcome.NO_ENDPOINT, now_s, effects)
+        else:
+            leg.member.failed_leg(now_s)
+            self._try_again(leg, "its answer named no KV to hand over", now_s, effects, status=502)
+
+    def _is_to_blame(self, leg: Leg, fact: LegFailed) -> bool:
+        """The leg's endpoint failed by itself: it was not let down by the one whose KV it was to fetch."""
+        source = leg.exchange.prefill
+        return source is None or fact.fault is not Fault.STATUS or source.member.ready
+
     def _first_byte_came(self, leg: Leg, now_s: float) -> None:
-        request, member = leg.exchange.request, leg.member
+        request, member = leg.request, leg.member
         leg.first_byte_s = now_s
         member.first_byte(leg)
         self._admission.reopen(member)
@@ -155,7 +194,8 @@ class Legs:
         if request.stream:
             self._learning.first_byte(leg)
             member.ttft.add(now_s - leg.dispatched_s)
-            self._exchanges.counters[request.model].ttft.add(now_s - request.arrived_s)
+            if leg.stage is not Stage.PREFILL:
+                self._exchanges.counters[request.model].ttft.add(now_s - request.arrived_s)
 
     # -- ends
 
@@ -191,17 +231,27 @@ class Legs:
         return leg
 
     def _try_again(self, leg: Leg, what: str, now_s: float, effects: list[Effect], *, status: int) -> None:
-        """Place the exchange elsewhere if attempts and budget allow, else answer with what went wrong."""
+        """Place the exchange elsewhere if attempts and budget allow, else answer with what went wrong.
+
+        What could not be prefilled is run whole if it may be, whatever attempts and budget say: nothing was computed for it so far.
+        """
         exchange = leg.exchange
         exchange.tried.append(leg.member.endpoint.name)
+        exchange.prefill = None
+        prefilling = leg.stage is Stage.PREFILL
         running = 0 if status == 503 else len(self._exchanges)
         if (
-            exchange.attempts < self._attempts
+            len(exchange.tried) < self._attempts
+            and (not prefilling or self._placing.can_prefill(exchange, now_s))
             and self._budget.try_retry(now_s, running)
             and self.place(exchange, now_s, effects)
         ):
             self.retries += 1
             return
+        if prefilling and self._aggregates:
+            exchange.whole = Reason.PREFILL_FAILED
+            if self.place(exchange, now_s, effects):
+                return
         message = f"the engine failed before its answer began ({what}); attempts: {exchange.attempts}"
         self._exchanges.answer(exchange, status, Outcome.ENGINE_FAILED, message, now_s, effects)
 

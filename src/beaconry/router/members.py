@@ -10,6 +10,7 @@ from beaconry.router.shortlist import shortlist
 from beaconry.values.endpoint import Endpoint, Role
 from beaconry.values.errors import InternalError
 from beaconry.values.request import Request
+from beaconry.values.stage import Stage
 
 
 class Members:
@@ -20,8 +21,11 @@ class Members:
         self._knobs = knobs
         self._shortlist_above = shortlist_above
         self._by_name: dict[str, Member] = {}
-        self._by_model: dict[str, list[Member]] = {}
-        """Those that are not gone, by what they serve: models, and LoRA adapters that no model has the name of; no empty lists."""
+        self._answering: dict[str, list[Member]] = {}
+        """Those of role both or decode that are not gone, by what they serve: models, and LoRA adapters that no model has the name of; no
+        empty lists."""
+        self._prefilling: dict[str, list[Member]] = {}
+        """Those of role prefill, likewise."""
 
     def get(self, name: str) -> Member | None:
         """The endpoint of that name, gone ones included."""
@@ -42,15 +46,19 @@ class Members:
 
     def models(self) -> tuple[str, ...]:
         """All models that some endpoint serves, in order of appearance."""
-        return tuple(self._by_model)
+        return tuple(dict.fromkeys((*self._answering, *self._prefilling)))
 
     def serves(self, model: str) -> bool:
         """Some endpoint that is not gone is there for it."""
-        return model in self._by_model
+        return model in self._answering or model in self._prefilling
 
     def serving(self, model: str) -> Sequence[Member]:
-        """Those that are not gone and serve it, whatever their state."""
-        return self._by_model.get(model, ())
+        """Those that are not gone and answer requests for it, whatever their state."""
+        return self._answering.get(model, ())
+
+    def splits(self, model: str) -> bool:
+        """It has prefill endpoints that are not gone."""
+        return model in self._prefilling
 
     def seen(self, endpoint: Endpoint) -> Member:
         """Take in what discovery says of an endpoint."""
@@ -77,31 +85,25 @@ class Members:
         if member.gone and not member.prefilling and not member.decoding:
             self._by_name.pop(member.endpoint.name, None)
 
-    def open_to(self, model: str, now_s: float, tried: Sequence[str] = ()) -> list[Member]:
-        """Those that may get a request now; if all are ejected, those, since refusing would be worse."""
-        serving = self._by_model.get(model, ())
-        members = [
-            m
-            for m in serving
-            if (m.ready or m.admits(now_s))
-            and m.endpoint.role is Role.BOTH
-            and (not tried or m.endpoint.name not in tried)
-        ]
-        return members or [
-            m for m in serving if m.last_resort and m.endpoint.role is Role.BOTH and m.endpoint.name not in tried
-        ]
+    def open_to(self, model: str, now_s: float, tried: Sequence[str] = (), stage: Stage = Stage.WHOLE) -> list[Member]:
+        """Those that may get a leg of this stage now. If all that answer are ejected, those, since refusing would be worse."""
+        serving = self._group(model, stage)
+        members = [m for m in serving if (m.ready or m.admits(now_s)) and (not tried or m.endpoint.name not in tried)]
+        if members or stage is Stage.PREFILL:
+            return members
+        return [m for m in serving if m.last_resort and m.endpoint.name not in tried]
 
     def worth_judging(
-        self, request: Request, tried: Sequence[str], finding: Finding, now_s: float, rng: Random
+        self, request: Request, tried: Sequence[str], finding: Finding, now_s: float, rng: Random, stage: Stage
     ) -> list[Member]:
         """Those of a small fleet that may get this request, a shortlist of them in a large one."""
-        everyone = self._by_model.get(request.model, ())
+        everyone = self._group(request.model, stage)
         if len(everyone) > self._shortlist_above:
             few = shortlist(request.model, everyone, self._by_name, finding, now_s, rng)
-            few = [m for m in few if m.endpoint.role is Role.BOTH and m.endpoint.name not in tried]
+            few = [m for m in few if m.endpoint.name not in tried]
             if few:
                 return few
-        return self.open_to(request.model, now_s, tried)
+        return self.open_to(request.model, now_s, tried, stage)
 
     def check(self, legs: set[int]) -> None:
         """Raise InternalError if an endpoint's ledger is wrong, or those of all are not for exactly these legs."""
@@ -110,13 +112,25 @@ class Members:
         if {leg for member in self for leg in (*member.prefilling, *member.decoding)} != legs:
             raise InternalError("the endpoints' legs are not the router's")
 
+    def _group(self, model: str, stage: Stage) -> Sequence[Member]:
+        return (self._prefilling if stage is Stage.PREFILL else self._answering).get(model, ())
+
     def _regroup(self) -> None:
-        self._by_model = {}
+        self._answering, self._prefilling = {}, {}
         serving = [member for member in self if not member.gone]
         for member in serving:
-            self._by_model.setdefault(member.endpoint.model, []).append(member)
-        models = set(self._by_model)
+            self._file(member, member.endpoint.model)
+        models = set(self.models())
         for member in serving:
             for adapter in member.adapters:
                 if adapter not in models:
-                    self._by_model.setdefault(adapter, []).append(member)
+                    self._file(member, adapter)
+
+    def _file(self, member: Member, model: str) -> None:
+        match member.endpoint.role:
+            case Role.BOTH | Role.DECODE:
+                self._answering.setdefault(model, []).append(member)
+            case Role.PREFILL:
+                self._prefilling.setdefault(model, []).append(member)
+            case Role.ENCODE:
+                pass  # no leg of a request runs there

@@ -1,34 +1,115 @@
-"""Where a leg goes: which endpoints may get it, what each of them holds of the prompt, and which one the scheduler takes."""
+"""Where a leg goes: which endpoints may get it, what each of them holds of the prompt, and which one the scheduler takes.
+
+And what the leg is to compute. A model without prefill endpoints has every request answered in one leg; with them, a request is planned
+each time it is placed, unless its prompt has just been prefilled: then the endpoint that answers is chosen, as late as that.
+"""
 
 from collections.abc import Sequence
 from random import Random
 
-from beaconry.router.caches import Caches
+from msgspec.structs import replace
+
+from beaconry.config.disaggregation import Disaggregation
+from beaconry.disagg.plan import Plan, Reason, plan
+from beaconry.router.caches import Caches, Finding
+from beaconry.router.exchange import Exchange, as_prefill
+from beaconry.router.member import Member
 from beaconry.router.members import Members
 from beaconry.scheduling.failures import PluginFailures
 from beaconry.scheduling.scheduler import Scheduler
+from beaconry.values.candidate import Candidate
 from beaconry.values.decision import Decision
 from beaconry.values.request import Request
+from beaconry.values.stage import Stage
 
 
 class Placing:
     """The decision. It starts nothing and notes nothing."""
 
-    def __init__(self, scheduler: Scheduler, caches: Caches, members: Members, rng: Random) -> None:
+    def __init__(
+        self, scheduler: Scheduler, caches: Caches, members: Members, rng: Random, knobs: Disaggregation
+    ) -> None:
+        self.members = members
         self._scheduler = scheduler
         self._caches = caches
-        self.members = members
         self._rng = rng
+        self._knobs = knobs
 
-    def choose(self, request: Request, tried: Sequence[str], now_s: float) -> Decision | None:
-        """The endpoint that `request` is to go to, none of `tried`; None if there is none."""
+    def choose(self, exchange: Exchange, now_s: float) -> Decision | None:
+        """What the next leg of `exchange` is to compute, and where: nowhere that it was tried. None if there is no such place."""
+        request = exchange.request
         finding = self._caches.find(request)
-        members = self.members.worth_judging(request, tried, finding, now_s, self._rng)
-        if not members:
-            return None
-        candidates = [member.candidate(finding.view(member.endpoint), now_s) for member in members]
-        return self._scheduler.schedule(request, candidates, now_s, self._rng)
+        if exchange.prefill is not None:
+            return self._answering(exchange, exchange.prefill.member, finding, now_s)
+        if not self.members.splits(request.model):
+            return self._schedule(request, exchange.tried, finding, now_s, Stage.WHOLE)
+        chosen = self._plan(request, exchange.tried, exchange.whole, finding, now_s)
+        if chosen.splits:
+            decision = self._schedule(as_prefill(request), exchange.tried, finding, now_s, Stage.PREFILL)
+        else:
+            decision = self._schedule(request, exchange.tried, finding, now_s, Stage.WHOLE)
+        return None if decision is None else replace(decision, stage=chosen.stage, plan=chosen.reason.value)
+
+    def splits(self, request: Request, now_s: float) -> bool:
+        """Were it placed now, it would run in two legs."""
+        return self._plan(request, (), None, self._caches.find(request), now_s).splits
+
+    def can_prefill(self, exchange: Exchange, now_s: float) -> bool:
+        """A prefill endpoint that was not tried may get it."""
+        return bool(self.members.open_to(exchange.request.model, now_s, exchange.tried, Stage.PREFILL))
 
     def failures(self) -> dict[str, PluginFailures]:
         """Plugins' failures by name."""
         return self._scheduler.failures()
+
+    def _plan(
+        self, request: Request, tried: Sequence[str], whole: Reason | None, finding: Finding, now_s: float
+    ) -> Plan:
+        if whole is not None:
+            return Plan(Stage.WHOLE, whole)
+        members = self.members.worth_judging(request, tried, finding, now_s, self._rng, Stage.WHOLE)
+        return plan(
+            self._knobs,
+            request,
+            cached_tokens=max((finding.view(member.endpoint).matched_tokens for member in members), default=0),
+            prefill_open=bool(self.members.open_to(request.model, now_s, tried, Stage.PREFILL)),
+        )
+
+    def _answering(self, exchange: Exchange, source: Member, finding: Finding, now_s: float) -> Decision | None:
+        """The endpoint for the second leg."""
+        prefill = exchange.prefill
+        assert prefill is not None
+        assert prefill.first_byte_s is not None
+        decision = self._schedule(exchange.request, exchange.tried, finding, now_s, Stage.DECODE)
+        if decision is None:
+            return None
+        return replace(
+            decision,
+            stage=Stage.DECODE,
+            source=source.endpoint.name,
+            prefill_s=prefill.first_byte_s - prefill.dispatched_s,
+        )
+
+    def _schedule(
+        self, request: Request, tried: Sequence[str], finding: Finding, now_s: float, stage: Stage
+    ) -> Decision | None:
+        members = self.members.worth_judging(request, tried, finding, now_s, self._rng, stage)
+        if not members:
+            return None
+        candidates = [member.candidate(finding.view(member.endpoint), now_s) for member in members]
+        if stage is Stage.PREFILL:
+            candidates = [replace(candidate, stage=stage) for candidate in candidates]
+        elif stage is Stage.DECODE:
+            candidates = [self._fetching(candidate, request) for candidate in candidates]
+        return self._scheduler.schedule(request, candidates, now_s, self._rng)
+
+    def _fetching(self, candidate: Candidate, request: Request) -> Candidate:
+        """An endpoint that fetches what it does not hold, and computes the last token only; nothing it does displaces computed work."""
+        tokens = max(request.prompt_tokens - 1 - candidate.matched_tokens, 0)
+        return replace(
+            candidate,
+            stage=Stage.DECODE,
+            fetched_tokens=tokens,
+            load_s=candidate.load_s + self._caches.links.fetch_s(candidate.endpoint, tokens),
+            displaced_tokens=0.0,
+        )

@@ -74,14 +74,14 @@ class Router:
         self._admission = Admission(config.flow, rates)
         self._timers = Timers(config.deadlines)
         self._exchanges = Exchanges(self._admission, self._timers)
-        self._placing = Placing(scheduler, caches, self._members, rng)
+        self._placing = Placing(scheduler, caches, self._members, rng, config.disaggregation)
         self._legs = Legs(
             placing=self._placing,
             exchanges=self._exchanges,
             admission=self._admission,
             learning=self._learning,
             timers=self._timers,
-            retry=config.retry,
+            config=config,
         )
         self._refused = 0
         self._drain_s: float | None = None
@@ -132,7 +132,9 @@ class Router:
     def _arrived(self, fact: RequestArrived, now_s: float, effects: list[Effect]) -> None:
         request = fact.request
         serving = self._members.serving(request.model)
-        if not serving and not (self._flow.hold_s > 0 and request.model in self._exchanges.counters):
+        if not (serving or self._members.serves(request.model)) and not (
+            self._flow.hold_s > 0 and request.model in self._exchanges.counters
+        ):
             self._refused += 1
             message = no_such_model(request.asked_model or request.model)
             effects.append(

@@ -12,6 +12,7 @@ from random import Random
 
 from beaconry.router.caches import Finding
 from beaconry.router.member import Member
+from beaconry.values.endpoint import Role
 
 HOLDERS_SEEN = 16
 """Holders looked at; a hot prefix has hundreds, and any sixteen will do."""
@@ -26,15 +27,17 @@ BY_CHANCE = 4
 def shortlist(
     model: str, members: Sequence[Member], by_name: Mapping[str, Member], finding: Finding, now_s: float, rng: Random
 ) -> list[Member]:
-    """Some of `members`, those that serve `model`; open ones only, at most sixteen, perhaps none if few are open.
+    """Some of `members`, those that serve `model` in one stage; open ones only, at most sixteen, perhaps none if few are open.
 
     `by_name` may have others too, which are left out.
     """
+    prefill = members[0].endpoint.role is Role.PREFILL
     holders = [
         member
         for name in finding.holders(HOLDERS_SEEN, rng)
         if (member := by_name.get(name)) is not None
         and (model == member.endpoint.model or model in member.adapters)
+        and (member.endpoint.role is Role.PREFILL) == prefill
         and member.admits(now_s)
     ]
     drawn = [member for member in dict.fromkeys(rng.choices(members, k=DRAWN)) if member.admits(now_s)]

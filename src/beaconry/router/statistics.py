@@ -8,6 +8,7 @@ from beaconry.latency.variant_book import VariantStatistics
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.outcome import Outcome
 from beaconry.values.request import Usage
+from beaconry.values.stage import Stage
 from beaconry.values.tenant import TenantStatistics
 
 WAIT_BOUNDS_S = (0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60)
@@ -125,6 +126,8 @@ class ModelStatistics(Struct, frozen=True, kw_only=True):
     input_tokens: Distribution
     output_tokens: Distribution
     cached_tokens: Distribution
+    plans: dict[tuple[Stage, str], int] = {}
+    """First legs by their stage (whole or prefill) and the reason for it; empty where no prefill endpoint serves the model."""
 
 
 class BandFigures(Struct, frozen=True, kw_only=True):
@@ -177,12 +180,14 @@ class RouterStatistics(Struct, frozen=True, kw_only=True):
 class ModelCounters:
     """The counters behind ModelStatistics."""
 
-    __slots__ = ("cached_tokens", "e2e", "input_tokens", "itl", "outcomes", "output_tokens", "running", "ttft")
+    __slots__ = ("cached_tokens", "e2e", "input_tokens", "itl", "outcomes", "output_tokens", "plans", "running", "ttft")
 
     def __init__(self) -> None:
         self.outcomes: dict[Outcome, int] = {}
         self.running = 0
         """Requests admitted and not ended."""
+        self.plans: dict[tuple[Stage, str], int] = {}
+        """First legs by their stage and the reason for it; empty without prefill endpoints."""
         self.ttft = Histogram(LATENCY_BOUNDS_S)
         self.itl = Histogram(ITL_BOUNDS_S)
         self.e2e = Histogram(LATENCY_BOUNDS_S)
@@ -210,4 +215,5 @@ class ModelCounters:
             input_tokens=self.input_tokens.snapshot(),
             output_tokens=self.output_tokens.snapshot(),
             cached_tokens=self.cached_tokens.snapshot(),
+            plans=dict(self.plans),
         )

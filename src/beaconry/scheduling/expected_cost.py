@@ -23,6 +23,11 @@ evicts another, and so makes the next miss; from a cold start at 70 % load such 
   hold it. Its price is divided among as many. So hot prefixes spread where a queue persists, and cold ones stay.
 - Who joins a queue keeps those waiting that come after, until the queue is gone: `_BEHIND` of its own wait.
 
+A prefill leg is a request without tokens to generate: `decode` is nothing. A decode leg brings no prompt to compute, so nothing is stalled
+or displaced, and its endpoint is chosen by what its answer takes: `ttft` has the transfer of the prompt's KV, less what is there already;
+`decode` counts in full; and `others` is what its place in the batch adds to the time between tokens of all that are in flight there, for as
+long as it stays. That is the whole price of a faster endpoint, which therefore need not be discounted.
+
 Measured from cold starts (benchmarks/policies.py: nine workloads at four loads), all constants sit on plateaus: half or double of
 each changes the 90th percentile of TTFT less than another seed does.
 """
@@ -31,12 +36,15 @@ from collections.abc import Sequence
 from math import isfinite
 from random import Random
 
+from msgspec.structs import replace
+
 from beaconry.plugins.kinds import CostTerm, PredictorSource
 from beaconry.scheduling.failures import FailureBook
 from beaconry.scheduling.pickers import pick_least
 from beaconry.values.candidate import Candidate, Prediction
 from beaconry.values.decision import Ranking
 from beaconry.values.request import Request
+from beaconry.values.stage import Stage
 
 _DECODE = 0.25
 _REGRET = 3.0
@@ -62,6 +70,8 @@ class ExpectedCost:
 
     def rank(self, request: Request, candidates: Sequence[Candidate], now_s: float, rng: Random) -> Ranking:  # noqa: ARG002
         """Cost every candidate and take the least, ties at random."""
+        if candidates[0].stage is Stage.DECODE:
+            return self._rank_decode(request, candidates, rng)
         predict = self._predictor.predict
         prompt = request.prompt_tokens
         longest, sharing = _holders(request, candidates)
@@ -77,10 +87,8 @@ class ExpectedCost:
             predictions.append(prediction)
             rows.append((prediction.ttft_s, decode_s, others_s))
             totals.append(prediction.ttft_s + decode_s + others_s)
-        for name, term in self._extra:
-            for i, cost_s in enumerate(self._column(name, term, request, candidates, predictions)):
-                rows[i] += (cost_s,)
-                totals[i] += cost_s
+        if self._extra:
+            self._add_terms(request, candidates, predictions, rows, totals)
         winner = pick_least(totals, rng)
         return Ranking(
             winner=winner,
@@ -90,6 +98,36 @@ class ExpectedCost:
             predictions=predictions,
             why=_why(request, candidates[winner], longest),
         )
+
+    def _rank_decode(self, request: Request, candidates: Sequence[Candidate], rng: Random) -> Ranking:
+        """Of a request whose prompt is computed: the transfer, the answer, and what it slows down."""
+        predict = self._predictor.predict
+        predictions = [predict(request, c) for c in candidates]
+        rows: list[tuple[float, ...]] = []
+        for c, prediction in zip(candidates, predictions, strict=True):
+            with_one_more = predict(request, replace(c, decoding=c.decoding + 1))
+            others_s = c.in_flight * max(with_one_more.decode_s - prediction.decode_s, 0.0)
+            rows.append((prediction.ttft_s, prediction.decode_s, others_s))
+        totals = [sum(row) for row in rows]
+        if self._extra:
+            self._add_terms(request, candidates, predictions, rows, totals)
+        winner = pick_least(totals, rng)
+        why = "least expected cost of transfer and answer"
+        return Ranking(winner=winner, totals=totals, terms=self._terms, rows=rows, predictions=predictions, why=why)
+
+    def _add_terms(
+        self,
+        request: Request,
+        candidates: Sequence[Candidate],
+        predictions: Sequence[Prediction],
+        rows: list[tuple[float, ...]],
+        totals: list[float],
+    ) -> None:
+        """Add the further terms to `rows` and `totals`."""
+        for name, term in self._extra:
+            for i, cost_s in enumerate(self._column(name, term, request, candidates, predictions)):
+                rows[i] += (cost_s,)
+                totals[i] += cost_s
 
     def _column(
         self,

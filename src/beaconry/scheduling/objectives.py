@@ -95,7 +95,7 @@ def _exceeds(limit_s: float, low_s: float, middle_s: float, high_s: float, tail:
 
 
 def _token_load(request: Request, candidate: Candidate) -> int:
-    return candidate.prefill_tokens + request.prompt_tokens - candidate.matched_tokens
+    return candidate.prefill_tokens + request.prompt_tokens - candidate.matched_tokens - candidate.fetched_tokens
 
 
 def _with(ranking: Ranking, winner: int, forecasts: dict[int, Forecast], why: str) -> Ranking:

@@ -8,18 +8,21 @@ from beaconry.scheduling.pickers import pick_least
 from beaconry.values.candidate import Candidate
 from beaconry.values.decision import Ranking
 from beaconry.values.request import Request
+from beaconry.values.stage import Stage
 
 
 class RoundRobin:
     """Each endpoint in turn, by position in the list."""
 
     def __init__(self, predictor: PredictorSource) -> None:  # noqa: ARG002 policies share one constructor
-        self._next = -1
+        self._turns: dict[tuple[str, Stage], int] = {}
+        """By model and stage: each goes round endpoints of its own."""
 
     def rank(self, request: Request, candidates: Sequence[Candidate], now_s: float, rng: Random) -> Ranking:  # noqa: ARG002
         """The one after the last one."""
-        self._next += 1
-        return Ranking(winner=self._next % len(candidates), why="its turn")
+        key = (request.model, candidates[0].stage)
+        turn = self._turns[key] = self._turns.get(key, -1) + 1
+        return Ranking(winner=turn % len(candidates), why="its turn")
 
 
 class RandomChoice:

@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.kv_events import Tier
+from beaconry.values.stage import Stage
 
 TierTokens = tuple[Tier, int]
 """Tokens, and the tier they are in."""
@@ -32,7 +33,11 @@ class Candidate(Struct, frozen=True, kw_only=True):
     loads: tuple[TierTokens, ...] = ()
     """Those of the matched tokens that lie beside the GPU and have to be loaded first."""
     load_s: float = 0.0
-    """How long that takes."""
+    """How long that takes, and the fetching."""
+    fetched_tokens: int = 0
+    """Prompt tokens that come from the endpoint that prefilled, of a decode leg: all but the last one and those matched here."""
+    stage: Stage = Stage.WHOLE
+    """What the leg is to compute."""
     displaced_tokens: float = 0.0
     """Expected tokens to be computed again later because this request's new blocks evict others here."""
     known_tokens: int = 0

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from beaconry.values.candidate import Candidate, Forecast, Prediction
 from beaconry.values.endpoint import Endpoint
+from beaconry.values.stage import Stage
 
 
 class Ranking(Struct, frozen=True, kw_only=True, gc=False):
@@ -52,9 +53,17 @@ class Decision(Struct, frozen=True, kw_only=True):
     dropped: Sequence[Candidate] = ()
     """Those that the filters took away."""
     queued_s: float = 0.0
-    """How long the request waited for its turn before this decision."""
+    """How long the request waited for its turn before its first leg."""
     waited_for: str = ""
     """What it waited for: capacity | ceiling | turn | endpoint; empty if it did not wait."""
+    stage: Stage = Stage.WHOLE
+    """What the endpoint is to compute."""
+    plan: str = ""
+    """Why the request runs in so many legs; empty where its model has no prefill endpoints."""
+    source: str = ""
+    """The endpoint that has prefilled; of a decode leg only."""
+    prefill_s: float = 0.0
+    """How long that leg took."""
 
     @property
     def chosen(self) -> Verdict:

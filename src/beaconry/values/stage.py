@@ -11,3 +11,5 @@ class Stage(StrEnum):
     """The prompt only. The engine keeps its KV for a decode leg to fetch; the client sees nothing of the answer."""
     DECODE = "decode"
     """The answer, from a prompt computed elsewhere."""
+
+    __hash__ = str.__hash__  # an enum's own is a Python function

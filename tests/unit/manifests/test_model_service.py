@@ -64,7 +64,16 @@ def test_engine_types_have_fields_of_their_own():
             'spec.pools[0].name: expected a name of a-z, 0-9 and inner "-", at most 40, found "a-"',
         ),
         ("  pools: [{role: prefil}]", 'spec.pools[0].role: "prefil" is no choice; did you mean "prefill"?'),
-        ("  pools: [{role: prefill}]", 'spec.pools[0]: role "prefill" is understood, but not acted on in this version'),
+        ("  pools: [{role: encode}]", 'spec.pools[0]: role "encode" is understood, but not acted on in this version'),
+        ("  pools: [{role: prefill}]", "spec: the pools have endpoints of role prefill, and none to answer: add some"),
+        (
+            "  router: {disaggregation: {mode: always}}",
+            "spec: the pools have no endpoints of role prefill, but disaggregation.mode is always: add some",
+        ),
+        (
+            "  router: {disaggregation: {minUncachedToken: 1}}",
+            'spec.router.disaggregation.minUncachedToken: unknown key; did you mean "minUncachedTokens"?',
+        ),
         (
             "  pools: [{scaling: {minReplicas: 1}}]",
             "spec.pools[0].scaling: understood, but not acted on in this version",
