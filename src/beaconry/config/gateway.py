@@ -208,8 +208,9 @@ class GatewayConfig(Section, frozen=True):
     shortlist_above: Annotated[int, Meta(ge=1)] = 16
     """Endpoints of a model that are all judged for each request. Of more, those are judged that hold most of the prompt or have little to
     do, about sixteen: judging a thousand takes milliseconds. Round robin and other policies that ignore both want a higher value."""
-    index_bytes: int = 268_435_456
-    """Bound on the prefix index: about 2.5 million blocks of 64 tokens."""
+    index_bytes: int = 1_073_741_824
+    """Bound on the prefix index: about ten million blocks of 64 tokens, the caches of a thousand engines. A small fleet takes what it
+    needs; a bound that is too low for the fleet costs cache hits."""
     exact_index_bytes: int = 1_073_741_824
     """Bound on the index of engine events: about eleven million blocks."""
     tenants: Tenants = Tenants()

@@ -42,6 +42,10 @@ _PROBE = 0.02
 """Share of the blocks dropped on belief alone by which a shelf grows: belief errs towards too much, which reports correct."""
 _TOLERANCE = 0.05
 """Share of a prompt that a report may fall short without meaning anything: token counts are estimates."""
+_SPARE = 1 / 4096
+"""Share of the limit that is freed at once when it is reached."""
+_SLICE = 1 / 64
+"""Share of the fullest shelf that goes before the fullest one is looked for again."""
 _KNOWN = 3.0
 """Length of a shelf with its tail, in capacities: working sets further beyond the cache gain little from affinity."""
 
@@ -360,12 +364,16 @@ class ApproximateIndex:
         self._bytes -= _RUN_BYTES + _BLOCK_BYTES * len(run.hashes)
 
     def _keep_within_limit(self) -> None:
-        while self._bytes > self._limit:
+        """Forget what the fullest shelves have not used for longest: more than needed at once, since finding them asks every shelf."""
+        if self._bytes <= self._limit:
+            return
+        goal = self._limit - int(self._limit * _SPARE)
+        while self._bytes > goal:
             shelf = max(self._shelves.values(), key=lambda s: s.known)
-            hold = shelf.end.newer
-            if hold.run is None:
-                return
-            self._cut(shelf, hold, hold.known)
+            least = int(shelf.known * (1 - _SLICE))
+            while self._bytes > goal and shelf.known > least:
+                hold = shelf.end.newer
+                self._cut(shelf, hold, hold.known)
 
     def _reuse(self, run: Run) -> float:
         """Chance that a run used as often as this one is used again before it is dropped."""
