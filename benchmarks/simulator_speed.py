@@ -5,8 +5,10 @@ blocks of 64 and of 512 tokens, and a part of it step by step as well. The growt
 
     python -m benchmarks.simulator_speed --trace conversation_trace.jsonl
     python -m benchmarks.simulator_speed --large --json large.json    # 1,000 engines, 1,000,000 requests
+    python -m benchmarks.simulator_speed --growth --plot growth.svg --course large.json
 
 The large run says how it gets on every ten CPU seconds, and writes it to the file each time: what there is survives an interruption.
+The plot has the growth part, and the course of a large run that was made before.
 """
 
 import resource
@@ -16,12 +18,15 @@ from collections.abc import Callable, Iterator, Sequence
 from math import log2
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from beaconry.apps.virtual_fleet import cells, run_cell
 from beaconry.config.loading import load_yaml
 from beaconry.sim.host import MANY_STEPS
 from beaconry.sim.scenario import Scenario
+from beaconry.workload.charts import Chart, Line, draw_file
+from beaconry.workload.page import STYLE
 from benchmarks import report
 
 SCENARIO = """\
@@ -42,7 +47,13 @@ SESSIONS = (
 )
 TURNS = 4
 SESSIONS_PER_ENGINE_S = 0.5
-GROWTH: tuple[tuple[int, int], ...] = ((8, 2000), (8, 8000), (8, 32_000), (64, 8000), (512, 8000), (512, 32_000))
+GROWTH: dict[int, tuple[int, ...]] = {
+    8: (2000, 8000, 32_000, 128_000),
+    64: (16_000, 32_000, 128_000),
+    512: (32_000, 128_000),
+}
+"""Requests by engines; among them `EACH` for every engine."""
+EACH = 250
 LARGE = (1000, 1_000_000)
 TELL_S = 10.0
 """CPU time between two lines on how a long run gets on."""
@@ -58,6 +69,12 @@ class Point(Struct, frozen=True, kw_only=True):
     us_per_request: float
     """Since the point before."""
     resident_mib: int
+
+
+class Large(Struct):
+    """What is read of a large run's file."""
+
+    course: list[Point]
 
 
 class Course:
@@ -167,6 +184,29 @@ def trace_part(trace: Path | None, limit: int) -> Iterator[Speed]:
     yield run("a part, step by step", workload(part), 8, steps_at_once=1)
 
 
+def growth_charts(speeds: Sequence[Speed], course: Sequence[Point]) -> Iterator[Chart]:
+    """CPU time per request against requests, and against engines where each has as much to do; dashed is what n log n would be."""
+    by_engines: dict[str, list[tuple[float, float]]] = {}
+    for one in speeds:
+        by_engines.setdefault(f"{one.engines} engines", []).append((one.requests, one.us_per_request))
+    if course:
+        label = f"{LARGE[0]:,} engines, one run"
+        by_engines[label] = [(p.requests, 1e6 * (p.cpu_s - course[0].cpu_s) / p.requests) for p in course[1:]]
+    lines = [Line(label=label, points=points, colour=i) for i, (label, points) in enumerate(by_engines.items())]
+    yield Chart(title="by requests", x_unit="requests", y_unit="us", lines=[*lines, *map(n_log_n, lines)], log_x=True)
+    even = [(float(one.engines), one.us_per_request) for one in speeds if one.requests == EACH * one.engines]
+    line = Line(label=f"{EACH} requests for each engine", points=even)
+    yield Chart(title="by engines", x_unit="engines", y_unit="us", lines=[line, n_log_n(line, EACH)], log_x=True)
+
+
+def n_log_n(line: Line, each: int = 1) -> Line:
+    """How a line would go on from its first point if the whole cost grew as n log n, n being `each` times x."""
+    first, us = line.points[0]
+    assert us is not None
+    points = [(x, us * log2(each * x) / log2(each * first)) for x, _ in line.points]
+    return Line(label="n log n", points=points, colour=line.colour, faint=True)
+
+
 def show(title: str, speeds: Sequence[Speed]) -> None:
     columns = ("run", "engines", "block", "requests", "virtual s", "CPU s", "x real time", "us/request", "us/(request log2 n)",
                "events", "RSS MiB", "TTFT p50 s", "hit rate", "failed")  # fmt: skip
@@ -185,6 +225,9 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, help="Mooncake JSONL")
     parser.add_argument("--limit", type=int, default=12_031, help="requests of the trace part")
     parser.add_argument("--large", action="store_true", help="1,000 engines and 1,000,000 requests, and nothing else")
+    parser.add_argument("--growth", action="store_true", help="the growth part, and nothing else")
+    parser.add_argument("--plot", type=Path, metavar="SVG", help="draw the growth part there")
+    parser.add_argument("--course", type=Path, metavar="FILE", help="a large run's figures, to be in the plot as well")
     args = parser.parse_args()
     if args.large:
         engines, requests = LARGE
@@ -195,12 +238,16 @@ def main() -> None:
         return
     growth = GROWTH
     if args.smoke:
-        args.limit, growth = 400, ((8, 400), (64, 400))
-    first = list(trace_part(args.trace, args.limit))
-    show("Eight engines", first)
-    second = [run("sessions", sessions(engines, requests), engines) for engines, requests in growth]
+        args.limit, growth = 400, {8: (400,), 64: (400,)}
+    first = [] if args.growth else list(trace_part(args.trace, args.limit))
+    if first:
+        show("Eight engines", first)
+    second = [run("sessions", sessions(engines, n), engines) for engines, numbers in growth.items() for n in numbers]
     show("Growth, at equal load per engine", second)
     report.save(args.json, {"trace": first, "growth": second})
+    if args.plot is not None:
+        course = () if args.course is None else msgspec.json.decode(args.course.read_bytes(), type=Large).course
+        args.plot.write_text(draw_file(list(growth_charts(second, course)), STYLE))
 
 
 if __name__ == "__main__":

@@ -76,19 +76,58 @@ class _Scale(Struct, frozen=True, kw_only=True):
 
 def draw(chart: Chart) -> str:
     """The chart as an HTML figure; a line of text if there is nothing to draw."""
-    xs = [x for line in chart.lines for x, y in line.points if y is not None] + [mark.x for mark in chart.marks]
-    ys = [y for line in chart.lines for _, y in line.points if y is not None]
-    if not ys:
+    scales = _scales(chart)
+    if scales is None:
         return f'<figure class="chart"><figcaption>{escape(chart.title)}</figcaption><p class="empty">nothing measured</p></figure>'
-    x = _x_scale(xs, log=chart.log_x)
-    y = _Scale(low=0.0, high=100.0 if chart.distribution else _top(max(ys)), start=HEIGHT - BOTTOM, end=TOP)
-    parts = [*_grid(x, y, chart), *(_path(line, x, y) for line in chart.lines), *_marks(chart.marks, x)]
+    x, y = scales
+    parts = _parts(chart, x, y)
     return (
         f'<figure class="chart" data-by="{"y" if chart.distribution else "x"}" data-lines="{escape(_read_outs(chart, x, y))}">'
         f"<figcaption>{escape(chart.title)}</figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">{"".join(parts)}'
         '<g class="pointer"></g></svg></figure>'
     )
+
+
+def draw_file(charts: Sequence[Chart], style: str) -> str:
+    """Charts one below the other as an SVG file of its own, with `style` and a label at the end of each line that is not faint."""
+    groups = []
+    for number, chart in enumerate(charts):
+        scales = _scales(chart)
+        if scales is None:
+            continue
+        x, y = scales
+        title = f'<text class="marked" x="{LEFT}" y="{TOP - 10}">{escape(chart.title)}</text>'
+        labels = (_end_label(line, x, y) for line in chart.lines if not line.faint)
+        groups.append(
+            f'<g transform="translate(0 {number * HEIGHT})">{title}{"".join(_parts(chart, x, y))}{"".join(labels)}</g>'
+        )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT * len(charts)}" width="{WIDTH}" '
+        f'font-family="system-ui, sans-serif"><style>{style}</style>{"".join(groups)}</svg>\n'
+    )
+
+
+def _end_label(line: Line, x: _Scale, y: _Scale) -> str:
+    x_value, y_value = [(x, y) for x, y in line.points if y is not None][-1]
+    return (
+        f'<text class="marked" x="{x.place(x_value)}" y="{y.place(y_value) - 6}" text-anchor="end">'
+        f"{escape(line.label)}</text>"
+    )
+
+
+def _scales(chart: Chart) -> tuple[_Scale, _Scale] | None:
+    """Both axes; None if there is nothing to draw."""
+    xs = [x for line in chart.lines for x, y in line.points if y is not None] + [mark.x for mark in chart.marks]
+    ys = [y for line in chart.lines for _, y in line.points if y is not None]
+    if not ys:
+        return None
+    top = 100.0 if chart.distribution else _top(max(ys))
+    return _x_scale(xs, log=chart.log_x), _Scale(low=0.0, high=top, start=HEIGHT - BOTTOM, end=TOP)
+
+
+def _parts(chart: Chart, x: _Scale, y: _Scale) -> list[str]:
+    return [*_grid(x, y, chart), *(_path(line, x, y) for line in chart.lines), *_marks(chart.marks, x)]
 
 
 def _x_scale(xs: Sequence[float], *, log: bool) -> _Scale:
