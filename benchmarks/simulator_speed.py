@@ -56,7 +56,6 @@ GROWTH: dict[int, tuple[int, ...]] = {
 EACH = 250
 LARGE = (1000, 1_000_000)
 TELL_S = 10.0
-"""CPU time between two lines on how a long run gets on."""
 
 
 class Point(Struct, frozen=True, kw_only=True):
@@ -78,16 +77,18 @@ class Large(Struct):
 
 
 class Course:
-    """Follows a long run: a line on stderr and the points so far in `file` every `TELL_S`."""
+    """Follows a long run: now and then a line on stderr, and the points so far in `file`."""
 
-    def __init__(self, file: Path | None) -> None:
+    def __init__(self, file: Path | None, tell_s: float = TELL_S) -> None:
+        """`tell_s`: CPU time between two points."""
+        self._tell_s = tell_s
         self.points = [Point(requests=0, virtual_s=0.0, cpu_s=time.process_time(), us_per_request=0.0, resident_mib=0)]
         self._file = file
 
     def __call__(self, virtual_s: float, requests: int) -> None:
         """Note where the run is, if it is time."""
         last, cpu_s = self.points[-1], time.process_time()
-        if cpu_s < last.cpu_s + TELL_S or requests == last.requests:
+        if cpu_s < last.cpu_s + self._tell_s or requests == last.requests:
             return
         point = Point(
             requests=requests,
@@ -195,8 +196,15 @@ def growth_charts(speeds: Sequence[Speed], course: Sequence[Point]) -> Iterator[
     lines = [Line(label=label, points=points, colour=i) for i, (label, points) in enumerate(by_engines.items())]
     yield Chart(title="by requests", x_unit="requests", y_unit="us", lines=[*lines, *map(n_log_n, lines)], log_x=True)
     even = [(float(one.engines), one.us_per_request) for one in speeds if one.requests == EACH * one.engines]
-    line = Line(label=f"{EACH} requests for each engine", points=even)
-    yield Chart(title="by engines", x_unit="engines", y_unit="us", lines=[line, n_log_n(line, EACH)], log_x=True)
+    if even:
+        line = Line(label=f"{EACH} requests for each engine", points=even)
+        yield Chart(
+            title="CPU time per request, by engines",
+            x_unit="engines",
+            y_unit="us",
+            lines=[line, n_log_n(line, EACH)],
+            log_x=True,
+        )
 
 
 def n_log_n(line: Line, each: int = 1) -> Line:
@@ -238,7 +246,7 @@ def main() -> None:
         return
     growth = GROWTH
     if args.smoke:
-        args.limit, growth = 400, {8: (400,), 64: (400,)}
+        args.limit, growth = 400, {8: (400, 800), 64: (400,)}
     first = [] if args.growth else list(trace_part(args.trace, args.limit))
     if first:
         show("Eight engines", first)

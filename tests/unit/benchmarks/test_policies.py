@@ -1,7 +1,9 @@
 """The policy benchmarks' short forms run, print their figures, and write them as JSON."""
 
+import msgspec
 import pytest
 
+from benchmarks.simulator_speed import Course, Large
 from tests.unit.benchmarks.smoke import smoke
 
 pytestmark = pytest.mark.smoke
@@ -31,8 +33,21 @@ def test_fleet_policies_judges_every_cell_and_lists_those_where_another_policy_i
 
 
 def test_simulator_speed_compares_steps_at_once_with_single_steps(tmp_path):
-    _, figures = smoke("simulator_speed", tmp_path)
+    plot = tmp_path / "growth.svg"
+    _, figures = smoke("simulator_speed", tmp_path, "--plot", str(plot))
     part, single = figures["trace"][2:]
     assert part["ttft_p50_s"] == pytest.approx(single["ttft_p50_s"])
     assert part["events"] < single["events"]
-    assert len(figures["growth"]) == 2
+    assert len(figures["growth"]) == 3
+    assert "8 engines" in plot.read_text()
+
+
+def test_the_course_of_a_large_run_is_in_its_file_before_the_run_is_over(tmp_path):
+    file = tmp_path / "large.json"
+    course = Course(file, tell_s=0.0)
+    course(10.0, 500)
+    course(20.0, 900)
+    course(21.0, 900)  # no request has ended since
+    kept = msgspec.json.decode(file.read_bytes(), type=Large).course
+    assert [point.requests for point in kept] == [0, 500, 900]
+    assert kept == course.points

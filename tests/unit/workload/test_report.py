@@ -3,10 +3,11 @@ import re
 from html import unescape
 from html.parser import HTMLParser
 from itertools import product
+from xml.etree import ElementTree as ET
 
 import pytest
 
-from beaconry.workload.charts import Chart, Line, Mark, draw
+from beaconry.workload.charts import Chart, Line, Mark, draw, draw_file
 from beaconry.workload.report import render_html
 from beaconry.workload.result import Result
 from beaconry.workload.sample import Sample, Slo
@@ -125,6 +126,17 @@ def test_values_of_nought_can_be_drawn():
     line = Line(label="a", points=[(0.0, 0.0), (0.0, 0.0)])
     for log_x in (True, False):
         assert "<svg" in draw(Chart(title="t", x_unit="", y_unit="", lines=[line], log_x=log_x))
+
+
+def test_charts_in_a_file_of_their_own_bring_style_and_labels():
+    line, limit = Line(label="a < b", points=[(1, 2), (3, 4)]), Line(label="limit", points=[(1, 3)], faint=True)
+    charts = [Chart(title=title, x_unit="s", y_unit="", lines=[line, limit]) for title in ("first", "second")]
+    root = ET.fromstring(draw_file(charts, ".line { fill: none; }"))
+    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+    assert texts.count("a < b") == 2
+    assert "limit" not in texts
+    assert {"first", "second"} <= set(texts)
+    assert root[0].text == ".line { fill: none; }"
 
 
 def test_a_mark_is_drawn_with_its_label():
