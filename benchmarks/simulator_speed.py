@@ -254,8 +254,8 @@ def main() -> None:
     show("Growth, at equal load per engine", second)
     report.save(args.json, {"trace": first, "growth": second})
     if args.plot is not None:
-        course = () if args.course is None else msgspec.json.decode(args.course.read_bytes(), type=Large).course
-        args.plot.write_text(draw_file(list(growth_charts(second, course)), STYLE))
+        points = [] if args.course is None else msgspec.json.decode(args.course.read_bytes(), type=Large).course
+        args.plot.write_text(draw_file(list(growth_charts(second, points)), STYLE))
 
 
 if __name__ == "__main__":
