@@ -5,6 +5,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from beaconry.config.gateway import Health
+from beaconry.engine_model.kv_link import KvWay
 from beaconry.sim.host import MANY_STEPS
 
 
@@ -65,6 +66,8 @@ class Conditions(Struct, frozen=True, kw_only=True):
     scrape_loss: float = 0.0
     """Share of the scrapes that fail."""
     health: Health = Health()
+    kv_ways: dict[str, KvWay] = {}
+    """By endpoint, how KV goes between its engine and others; absent is at once."""
     start_s: float = 0.0
     """From an engine's start to its first answer."""
     clients: Clients = Clients()

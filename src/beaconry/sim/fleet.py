@@ -15,7 +15,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from beaconry.engine_model.engine import Engine
-from beaconry.engine_model.sequence import Sequence as EngineSequence
 from beaconry.engine_model.values import StepResult
 from beaconry.router.effects import Answer, BreakStream, CancelLeg, Effect, StartLeg, WakeAt
 from beaconry.router.facts import (
@@ -33,16 +32,18 @@ from beaconry.router.facts import (
 )
 from beaconry.router.router import Router
 from beaconry.sim.conditions import Conditions
-from beaconry.sim.flight import Flight, Front, Leg
+from beaconry.sim.flight import Flight, Front, Kept, Leg, usage_of
 from beaconry.sim.heap import EventHeap
 from beaconry.sim.host import Host, Life
 from beaconry.sim.news import News
 from beaconry.sim.outages import schedule
 from beaconry.sim.recorder import Recorder
+from beaconry.sim.transfers import Transfers
 from beaconry.values.decision import Decision
 from beaconry.values.endpoint import Endpoint
 from beaconry.values.errors import CallerError, InternalError
 from beaconry.values.request import Api, Request, Usage
+from beaconry.values.stage import Stage
 from beaconry.workload.plan import Plan
 from beaconry.workload.request import PlannedRequest
 from beaconry.workload.sample import Sample
@@ -94,15 +95,17 @@ class Fleet:
         self._model = next(iter(endpoints.values())).model
         self._heap = EventHeap()
         self._fronts = [Front(number, one) for number, one in enumerate((router, *replicas))]
+        self._running: dict[str, Leg] = {}
+        self._transfers = Transfers(self._heap, conditions.kv_ways, self._running, self._nothing_kept)
+        steps, fetch = conditions.steps_at_once, self._transfers.fetch
         self._hosts = {
-            name: Host(endpoints[name], engine, self._heap, self._stepped, steps_at_once=conditions.steps_at_once)
+            name: Host(endpoints[name], engine, self._heap, self._stepped, fetch, steps_at_once=steps)
             for name, engine in engines.items()
         }
         self._key_tokens = next(iter(engines.values())).settings.block_tokens if conditions.kv_events else 0
         self._news = News(self._fronts, self._hosts, self._heap, self._tell, conditions, Random(seed))
         self._recorder: Recorder | None = None
         self._plan = Plan(())
-        self._running: dict[str, Leg] = {}
         self._flights: dict[int, Flight] = {}
         self._samples: list[Sample] = []
         self._explain = -1
@@ -276,7 +279,12 @@ class Fleet:
             return
         self._end(flight, error=CLIENT_TIMEOUT)
         if flight.front.flights.pop(flight.request_id, None) is not None:
-            self._after(self._conditions.client_s, self._tell, flight.front, ClientLeft(flight.request_id))
+            flight.front.leaving[flight.request_id] = flight
+            self._after(self._conditions.client_s, self._left, flight)
+
+    def _left(self, flight: Flight) -> None:
+        del flight.front.leaving[flight.request_id]
+        self._tell(flight.front, ClientLeft(flight.request_id))
 
     def _end(self, flight: Flight, error: str | None = None, usage: Usage | None = None, after_s: float = 0.0) -> None:
         """Write down what has come of a request; the client knows `after_s` later."""
@@ -288,9 +296,9 @@ class Fleet:
     # -- legs
 
     def _start(self, front: Front, effect: StartLeg) -> None:
-        flight, host = front.flights[effect.request_id], self._hosts[effect.endpoint.name]
+        flight, host = front.flight(effect.request_id), self._hosts[effect.endpoint.name]
         flight.endpoint = host.name
-        leg = front.legs[effect.leg] = Leg(front, effect.leg, flight, host)
+        leg = front.legs[effect.leg] = Leg(front, flight, host, effect)
         if flight.planned.index == self._explain:
             now_s = self._heap.now_s
             self.explained.append(Explained(at_s=now_s, front=front.number, decision=effect.decision))
@@ -307,45 +315,42 @@ class Fleet:
 
     def _queue(self, leg: Leg) -> None:
         """Its engine has read it."""
-        host, planned = leg.host, leg.flight.planned
+        host = leg.host
         if not leg.open:
             return
         if not host.reachable:
             self._fail(leg, Fault.RESET)
             return
-        sequence = EngineSequence(
-            leg.sequence_id,
-            planned.prompt_tokens,
-            planned.output_tokens,
-            hashes=leg.flight.hashes(host.engine.settings.block_tokens),
-        )
         try:
-            host.submit(sequence)
+            host.submit(leg.sequence())
         except CallerError:
             self._heap.at(self._heap.now_s + self._conditions.engine_s, self._refuse, leg)
         else:
             self._running[leg.sequence_id] = leg
+            self._transfers.expect(leg)
 
     def _abort(self, leg: Leg) -> None:
         if self._running.pop(leg.sequence_id, None) is not None:
             leg.host.abort(leg.sequence_id)
+            self._transfers.leave(leg)
+
+    def _nothing_kept(self, leg: Leg) -> None:
+        """The KV that a leg's engine was to fetch is not there any more: it answers with an error."""
+        del self._running[leg.sequence_id]
+        leg.host.abort(leg.sequence_id)
+        self._heap.at(self._heap.now_s + self._conditions.engine_s, self._fail, leg, Fault.STATUS, 500)
 
     def _stepped(self, host: Host, result: StepResult) -> None:
         """An engine has ended a step, or several plain ones."""
         delay_s = self._conditions.engine_s
         for sequence in result.started:
             leg = self._running.get(sequence.id)
-            if leg is not None:
+            if leg is not None and leg.stage is not Stage.PREFILL:  # its answer comes in one piece
                 self._after(delay_s, self._first_byte, leg)
         for sequence in result.finished:
             leg = self._running.pop(sequence.id, None)
             if leg is not None:
-                usage = Usage(
-                    prompt_tokens=sequence.prompt_tokens,
-                    completion_tokens=sequence.output_tokens,
-                    cached_tokens=sequence.cached_tokens,
-                )
-                self._after(delay_s, self._finish, leg, usage)
+                self._after(delay_s, self._finish, leg, usage_of(leg, sequence))
         self._news.stepped(host)
 
     def _first_byte(self, leg: Leg) -> None:
@@ -366,8 +371,12 @@ class Fleet:
             return
         leg.open = False
         del leg.front.legs[leg.number]
-        self._tell(leg.front, LegFinished(leg.number, usage=usage))
         flight = leg.flight
+        if leg.stage is Stage.PREFILL:
+            flight.kept = Kept(leg.host, leg.sequence_id, usage.cached_tokens or 0)
+            self._tell(leg.front, LegFinished(leg.number, usage=usage, handoff=True))
+            return
+        self._tell(leg.front, LegFinished(leg.number, usage=usage))
         if leg.front.flights.pop(flight.request_id, None) is not None:
             self._end(flight, usage=usage, after_s=self._conditions.client_s)
             self._plan.answered(flight.planned, self._heap.now_s + self._conditions.client_s)
@@ -381,11 +390,11 @@ class Fleet:
             leg.front.flights.pop(leg.flight.request_id, None)
             self._end(leg.flight, error="status 400")
 
-    def _fail(self, leg: Leg, fault: Fault) -> None:
+    def _fail(self, leg: Leg, fault: Fault, status: int = 0) -> None:
         if leg.open:
             leg.open = False
             del leg.front.legs[leg.number]
-            self._tell(leg.front, LegFailed(leg.number, fault))
+            self._tell(leg.front, LegFailed(leg.number, fault, status))
 
     # -- engines come and go
 
@@ -398,6 +407,7 @@ class Fleet:
         self._news.lost(host)
         for leg in broken:
             del self._running[leg.sequence_id]
+            self._transfers.lost(leg)
             self._heap.at(self._heap.now_s + self._conditions.engine_s, self._fail, leg, Fault.RESET)
 
     def start(self, host: Host) -> None:

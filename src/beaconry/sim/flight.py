@@ -1,38 +1,86 @@
 """The driver's records: a router replica, a planned request under way, and a leg of it. They have no behaviour of their own."""
 
+from msgspec import Struct
+
+from beaconry.engine_model.sequence import Sequence
+from beaconry.router.effects import StartLeg
 from beaconry.router.router import Router
 from beaconry.sim.host import Host
 from beaconry.sim.prompt import block_hashes
 from beaconry.values.request import Usage
+from beaconry.values.stage import Stage
 from beaconry.workload.ideal import prompt_spans
 from beaconry.workload.request import PlannedRequest, Span
 from beaconry.workload.sample import Sample
 
 
 class Front:
-    """One router replica. `legs` has its open legs by number, `flights` the requests it has not answered, by the ids it knows."""
+    """One router replica.
 
-    __slots__ = ("flights", "legs", "number", "router")
+    `legs` has its open legs by number, `flights` the requests it has not answered, by the ids it knows, `leaving` those whose client has
+    gone, which it does not know yet.
+    """
+
+    __slots__ = ("flights", "leaving", "legs", "number", "router")
 
     def __init__(self, number: int, router: Router) -> None:
         self.number = number
         self.router = router
         self.legs: dict[int, Leg] = {}
         self.flights: dict[str, Flight] = {}
+        self.leaving: dict[str, Flight] = {}
+
+    def flight(self, request_id: str) -> "Flight":
+        """A request that the router works on."""
+        return self.flights.get(request_id) or self.leaving[request_id]
+
+
+class Kept(Struct, frozen=True):
+    """What a prefill leg leaves behind: in production, the transfer parameters of its answer."""
+
+    host: Host
+    sequence_id: str
+    cached_tokens: int
+    """Of the prompt, those that were in the prefill engine's cache."""
+
+    @property
+    def there(self) -> bool:
+        """Whether the KV can still be fetched."""
+        return self.sequence_id in self.host.engine.holdings
 
 
 class Leg:
-    """A leg as the driver knows it. `open`: neither ended nor cancelled."""
+    """A leg as the driver knows it.
 
-    __slots__ = ("flight", "front", "host", "number", "open", "sequence_id")
+    Attributes:
+        kept: where a decode leg finds its prompt's KV.
+        open: neither ended nor cancelled.
 
-    def __init__(self, front: Front, number: int, flight: "Flight", host: Host) -> None:
+    """
+
+    __slots__ = ("flight", "front", "host", "kept", "number", "open", "sequence_id", "stage")
+
+    def __init__(self, front: Front, flight: "Flight", host: Host, start: StartLeg) -> None:
         self.front = front
-        self.number = number
+        self.number = start.leg
         self.flight = flight
         self.host = host
-        self.sequence_id = f"{front.number}.{number}"
+        self.stage = start.stage
+        self.kept = flight.kept if start.stage is Stage.DECODE else None
+        self.sequence_id = f"{front.number}.{start.leg}"
         self.open = True
+
+    def sequence(self) -> Sequence:
+        """What its engine has to do."""
+        planned = self.flight.planned
+        return Sequence(
+            self.sequence_id,
+            planned.prompt_tokens,
+            1 if self.stage is Stage.PREFILL else planned.output_tokens,
+            hashes=self.flight.hashes(self.host.engine.settings.block_tokens),
+            hands_over=self.stage is Stage.PREFILL,
+            imports=self.stage is Stage.DECODE,
+        )
 
 
 class Flight:
@@ -45,12 +93,13 @@ class Flight:
         attempt: retries by the client so far.
         first_s: when the first content reached the client; None before.
         endpoint: where its latest leg runs or ran; "" before.
+        kept: the prompt's KV that the latest prefill leg has left behind.
         open: not ended yet.
 
     `_hashes` has the block hashes of prompt and reply, by block size, once asked for.
     """
 
-    __slots__ = ("_hashes", "attempt", "endpoint", "first_s", "front", "open", "planned", "sent_s")
+    __slots__ = ("_hashes", "attempt", "endpoint", "first_s", "front", "kept", "open", "planned", "sent_s")
 
     def __init__(self, planned: PlannedRequest, front: Front, sent_s: float) -> None:
         self.planned = planned
@@ -59,6 +108,7 @@ class Flight:
         self.attempt = 0
         self.first_s: float | None = None
         self.endpoint = ""
+        self.kept: Kept | None = None
         self.open = True
         self._hashes: dict[int, list[int]] = {}
 
@@ -96,3 +146,12 @@ class Flight:
             session=planned.session,
             turn=planned.turn,
         )
+
+
+def usage_of(leg: Leg, sequence: Sequence) -> Usage:
+    """What a leg's answer says at its end. A decode engine reports as cached what the prefill engine had in its cache, as vLLM does."""
+    return Usage(
+        prompt_tokens=sequence.prompt_tokens,
+        completion_tokens=sequence.output_tokens,
+        cached_tokens=sequence.cached_tokens if leg.kept is None else leg.kept.cached_tokens,
+    )

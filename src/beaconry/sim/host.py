@@ -13,7 +13,7 @@ from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.sequence import Sequence
 from beaconry.engine_model.step_time import StepTime
 from beaconry.engine_model.values import EngineStatistics, StepResult
-from beaconry.sim.heap import EventHeap
+from beaconry.sim.heap import NEVER, EventHeap
 from beaconry.values.endpoint import Endpoint, LoadSample
 
 MANY_STEPS = 1 << 30
@@ -53,10 +53,11 @@ class Host:
         engine: Engine,
         heap: EventHeap,
         stepped: Callable[["Host", StepResult], None],
+        fetch: Callable[[Sequence], None],
         *,
         steps_at_once: int = MANY_STEPS,
     ) -> None:
-        """`stepped` is called after each step, or several plain ones, at their end."""
+        """`stepped` is called after each step, or several plain ones, at their end; `fetch` for each sequence that has room for KV."""
         self.endpoint = endpoint
         self.engine = engine
         self.life = Life.UP
@@ -64,6 +65,7 @@ class Host:
         """Discovery names it."""
         self._heap = heap
         self._stepped = stepped
+        self._fetch = fetch
         self._steps_at_once = steps_at_once
         self._normal = engine.step_time
         self._factor = 1.0
@@ -76,6 +78,8 @@ class Host:
         """Several steps are in progress: what arrives cuts them short."""
         self._missed_end = False
         """A step ended while hung."""
+        self._leases_watched_s = NEVER
+        """The earliest time on the heap at which a lease may end."""
 
     @property
     def name(self) -> str:
@@ -97,17 +101,44 @@ class Host:
     def submit(self, sequence: Sequence) -> None:
         """Hand in a sequence. CallerError if the engine refuses it."""
         self.engine.submit(sequence, self._heap.now_s)
-        if not self._stepping:
-            self._stepping = True  # an idle engine admits together what arrives at the same moment
-            self._heap.at(self._heap.now_s, self._begin, self._version)
-        elif self._several:
-            self._cut_short()
+        self._wake()
 
     def abort(self, sequence_id: str) -> None:
         """Drop a sequence."""
-        if self._several:
-            self._cut_short()
         self.engine.abort(sequence_id, self._heap.now_s)
+        self._wake()
+
+    # -- KV for and from other engines
+
+    def imported(self, sequence_id: str) -> None:
+        """The KV that a sequence waits for has come."""
+        self.engine.catch_up(self._heap.now_s)
+        if self.engine.imports.arrive(sequence_id):
+            self._wake()
+
+    def release(self, sequence_id: str) -> None:
+        """Another engine has read what was kept for it, or does not want it."""
+        self.engine.catch_up(self._heap.now_s)
+        if self.engine.holdings.release(sequence_id):
+            self._wake()
+
+    def renew(self, sequence_id: str, until_s: float) -> None:
+        """Keep a finished sequence's KV until then, if it is there at all."""
+        self.engine.holdings.renew(sequence_id, until_s)
+        self._watch_leases()
+
+    def _watch_leases(self) -> None:
+        end_s = self.engine.holdings.first_end_s
+        if end_s < self._leases_watched_s:
+            self._leases_watched_s = end_s
+            self._heap.at(end_s, self._expire)
+
+    def _expire(self) -> None:
+        self._leases_watched_s = NEVER
+        self.engine.catch_up(self._heap.now_s)
+        if self.engine.holdings.expire(self._heap.now_s):
+            self._wake()
+        self._watch_leases()
 
     def statistics(self) -> EngineStatistics:
         """The engine's state and totals as of now."""
@@ -167,6 +198,8 @@ class Host:
         if duration_s is not None:
             self._several = self.engine.planned_steps > 1
             self._heap.at(now_s + duration_s, self._finish, version)
+        for sequence in self.engine.imports.take_untold():
+            self._fetch(sequence)
 
     def _finish(self, version: int) -> None:
         if version != self._version:
@@ -176,7 +209,16 @@ class Host:
             return
         self._several = False
         self._stepped(self, self.engine.finish_step(self._heap.now_s))
+        self._watch_leases()
         self._begin(self._version)
+
+    def _wake(self) -> None:
+        """Something is different: an engine that stands may have something to do, and several steps at once may be too many."""
+        if self._several:
+            self._cut_short()
+        elif not self._stepping and not self.engine.idle:
+            self._stepping = True  # an idle engine admits together what arrives at the same moment
+            self._heap.at(self._heap.now_s, self._begin, self._version)
 
     def _cut_short(self) -> None:
         """End the steps taken at once with the one under way."""
