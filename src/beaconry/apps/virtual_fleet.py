@@ -15,6 +15,7 @@ from beaconry.apps import engine as engine_verb
 from beaconry.apps.assemble import GC_THRESHOLDS, make_router
 from beaconry.config.gateway import Listen
 from beaconry.engine_model.engine import Engine
+from beaconry.engine_model.kv_link import KvWay
 from beaconry.engine_model.offload_tier import OffloadTier
 from beaconry.engine_model.values import EngineSettings
 from beaconry.io.engine.generation import EngineOptions
@@ -28,7 +29,7 @@ from beaconry.sim.report import Cell, CellResult
 from beaconry.sim.scenario import Scenario
 from beaconry.sim.setting import conditions_of, most_replicas
 from beaconry.sim.workloads import openings
-from beaconry.values.endpoint import Endpoint
+from beaconry.values.endpoint import Endpoint, Role
 from beaconry.values.errors import OperatorError
 from beaconry.workload.plan import Plan
 from beaconry.workload.sample import Slo
@@ -73,7 +74,10 @@ def run_cell(
         for number in range(scenario.fleet.routers)
     ]
     conditions = msgspec.structs.replace(
-        conditions_of(scenario, endpoints), request_s=machines.request_s, steps_at_once=steps_at_once
+        conditions_of(scenario, endpoints),
+        request_s=machines.request_s,
+        kv_ways=machines.kv_ways,
+        steps_at_once=steps_at_once,
     )
     fleet = Fleet(routers[0], machines.engines, endpoints, replicas=routers[1:], conditions=conditions, seed=cell.seed)
     recorder = Recorder()
@@ -117,6 +121,8 @@ class Machines(Struct, frozen=True, kw_only=True):
     engines: dict[str, Engine]
     request_s: dict[str, float]
     """From a request's arrival at its engine to the engine's queue."""
+    kv_ways: dict[str, KvWay]
+    """How KV goes between its engine and others; of none unless some engine hands prompts over."""
 
 
 def make_machines(scenario: Scenario, seed: int = 0) -> Machines:
@@ -129,13 +135,17 @@ def make_machines(scenario: Scenario, seed: int = 0) -> Machines:
     service = _service(scenario, msgspec.structs.replace(scenario.service, pools=pools))
     ports = range(1, 1 + count_ports(service))
     by_pool = {pool.name: pool for pool in pools}
-    machines = Machines(endpoints={}, engines={}, request_s={})
+    machines = Machines(endpoints={}, engines={}, request_s={}, kv_ways={})
     every_options: dict[str, EngineOptions] = {}
+    ways: dict[str, KvWay] = {}
     for process in plan_processes(service, ports, "python"):
         pool = by_pool[process.endpoint.pool]
         options = every_options.get(pool.name)
         if options is None:  # a pool's engines differ in their ports only
-            options = every_options[pool.name] = engine_verb.options_of(_arguments(scenario, pool, process.argv))
+            arguments = _arguments(scenario, pool, process.argv)
+            options = every_options[pool.name] = engine_verb.options_of(arguments)
+            if any(one.role is Role.PREFILL for one in pools):
+                ways[pool.name] = _kv_way(scenario, pool, arguments)
         settings = _with_blocks(options.settings, scenario.fleet.block_tokens)
         engine = Engine(
             settings,
@@ -147,6 +157,8 @@ def make_machines(scenario: Scenario, seed: int = 0) -> Machines:
         machines.endpoints[process.name] = process.endpoint
         machines.engines[process.name] = engine
         machines.request_s[process.name] = options.request_s
+        if pool.name in ways:
+            machines.kv_ways[process.name] = ways[pool.name]
     return machines
 
 
@@ -205,6 +217,16 @@ def _arguments(scenario: Scenario, pool: Pool, argv: tuple[str, ...]) -> argpars
     except argparse.ArgumentError as error:
         raise OperatorError(f'args of pool "{pool.name}": {error}') from None
     return known
+
+
+def _kv_way(scenario: Scenario, pool: Pool, arguments: argparse.Namespace) -> KvWay:
+    preset = read_preset(arguments.preset)
+    if preset.kv_bytes_per_token is None:
+        raise OperatorError(
+            f'pool "{pool.name}": {preset.name} does not say how large KV is, which goes from engine to engine; add '
+            "kvBytesPerToken to it"
+        )
+    return scenario.network.kv_way(preset.kv_bytes_per_token, preset.accelerators)
 
 
 def _tiers(options: EngineOptions, block_tokens: int) -> tuple[OffloadTier, ...]:

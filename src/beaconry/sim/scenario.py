@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from beaconry.config.section import ABOVE_0, Section
+from beaconry.engine_model.kv_link import BYTES_PER_S, LATENCY_S, KvWay, Wire
 from beaconry.manifests.model_service import Metadata, Spec
 from beaconry.sim.workloads import Trace, Workload
 
@@ -56,6 +57,21 @@ class Network(Section, frozen=True):
     event_delay_s: NotNegative = 0.005
     event_loss: Share = 0.0
     """Share of the KV-event batches that get lost."""
+    kv_link: Wire = Wire.INFINIBAND
+    """What KV goes over from prefill to decode engines."""
+    kv_gb_per_s: Annotated[float, ABOVE_0] | None = field(default=None, name="kvGBPerS")
+    """Gigabytes a second, per accelerator and direction, instead of the link's own."""
+    kv_latency_s: NotNegative | None = None
+    """Of one transfer, beside its bytes, instead of the link's own."""
+
+    def kv_way(self, bytes_per_token: float, accelerators: int) -> KvWay:
+        """How KV goes in and out of an engine."""
+        per_s = BYTES_PER_S[self.kv_link] if self.kv_gb_per_s is None else 1e9 * self.kv_gb_per_s
+        return KvWay(
+            bytes_per_token=bytes_per_token,
+            bytes_per_s=per_s * accelerators,
+            latency_s=LATENCY_S[self.kv_link] if self.kv_latency_s is None else self.kv_latency_s,
+        )
 
 
 class ClientsSection(Section, frozen=True):
