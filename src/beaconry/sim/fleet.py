@@ -237,7 +237,7 @@ class Fleet:
             return
         planned = flight.planned
         request_id = flight.request_id
-        tokens, keys = planned.prompt_tokens, self._key_tokens
+        tokens, keys = flight.prompt_tokens, self._key_tokens
         flight.front.flights[request_id] = flight
         request = Request(
             id=request_id,

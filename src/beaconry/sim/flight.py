@@ -75,7 +75,7 @@ class Leg:
         planned = self.flight.planned
         return Sequence(
             self.sequence_id,
-            planned.prompt_tokens,
+            self.flight.prompt_tokens,
             1 if self.stage is Stage.PREFILL else planned.output_tokens,
             hashes=self.flight.hashes(self.host.engine.settings.block_tokens),
             hands_over=self.stage is Stage.PREFILL,
@@ -88,6 +88,7 @@ class Flight:
 
     Attributes:
         planned: what the plan asked for.
+        prompt_tokens: of it, which sums them up whenever it is asked.
         front: the router replica that the client talks to.
         sent_s: when the first attempt was sent.
         attempt: retries by the client so far.
@@ -99,10 +100,22 @@ class Flight:
     `_hashes` has the block hashes of prompt and reply, by block size, once asked for.
     """
 
-    __slots__ = ("_hashes", "attempt", "endpoint", "first_s", "front", "kept", "open", "planned", "sent_s")
+    __slots__ = (
+        "_hashes",
+        "attempt",
+        "endpoint",
+        "first_s",
+        "front",
+        "kept",
+        "open",
+        "planned",
+        "prompt_tokens",
+        "sent_s",
+    )
 
     def __init__(self, planned: PlannedRequest, front: Front, sent_s: float) -> None:
         self.planned = planned
+        self.prompt_tokens = planned.prompt_tokens
         self.front = front
         self.sent_s = sent_s
         self.attempt = 0
@@ -138,7 +151,7 @@ class Flight:
             prompt_tokens=usage.prompt_tokens if usage else None,
             cached_tokens=usage.cached_tokens if usage else None,
             output_tokens=usage.completion_tokens if usage else None,
-            planned_prompt_tokens=planned.prompt_tokens,
+            planned_prompt_tokens=self.prompt_tokens,
             planned_output_tokens=planned.output_tokens,
             ideal_cached_tokens=planned.ideal_cached_tokens,
             error=error,

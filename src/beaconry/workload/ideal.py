@@ -5,47 +5,57 @@ from collections.abc import Iterator
 from beaconry.workload.request import PlannedRequest, Span
 
 ROOT = 0
+_MASK = (1 << 60) - 1
+"""Two digits of a Python integer. After a million prompts, two nodes have been taken for one with a chance of one in a hundred thousand."""
 
 
 class IdealCache:
     """One engine with endless memory that holds a prompt, and the reply to it, from the moment the prompt is sent.
 
-    A tree of spans: a node is a prompt prefix that ends where a span ends.
+    A tree of spans. A node is a prompt prefix that ends where a span ends; a place is a node with the id of a span that follows it. Both
+    are known by chained hashes, so that millions of them fit into memory.
     """
 
     def __init__(self) -> None:
-        self._nodes: dict[tuple[int, int, int], int] = {}
-        """(parent node, span id, tokens) -> node; nodes are numbered from 1 in order of appearance."""
-        self._longest: dict[tuple[int, int], int] = {}
-        """(parent node, span id) -> most tokens of that span seen there; at least those of every node below."""
+        self._longest: dict[int, int] = {}
+        """Place -> most tokens of its span seen there; the node that ends there exists."""
+        self._shorter: set[int] = set()
+        """The nodes that end earlier in their place's span than another one."""
 
     def see(self, request: PlannedRequest) -> int:
         """Add `request`; return how many of its prompt tokens were there before."""
         cached, node, matching = 0, ROOT, True
         for span in prompt_spans(request):
+            place, tokens = hash((node, span.id)) & _MASK, span.tokens
+            node = _node(place, tokens)
             if matching:
-                held = min(span.tokens, self._longest.get((node, span.id), 0))
-                cached += held
-                matching = (node, span.id, span.tokens) in self._nodes
-            node = self._extend(node, span)
-        self._extend(node, Span(id=request.reply_id, tokens=request.output_tokens))
+                held = self._longest.get(place, 0)
+                cached += min(tokens, held)
+                matching = tokens == held or node in self._shorter
+            if not matching:
+                self._add(place, tokens)
+        self._add(hash((node, request.reply_id)) & _MASK, request.output_tokens)
         return cached
 
-    def _extend(self, node: int, span: Span) -> int:
-        place = (node, span.id)
-        if span.tokens > self._longest.get(place, 0):
-            self._longest[place] = span.tokens
-        return self._nodes.setdefault((node, span.id, span.tokens), len(self._nodes) + 1)
+    def _add(self, place: int, tokens: int) -> None:
+        held = self._longest.get(place, 0)
+        if tokens > held:
+            self._longest[place] = tokens
+        if held and tokens != held:
+            self._shorter.add(_node(place, min(tokens, held)))
 
     def statistics(self) -> int:
         """Number of distinct prefixes held."""
-        return len(self._nodes)
+        return len(self._longest) + len(self._shorter)
 
     def check(self) -> None:
         """Raise AssertionError if an invariant is broken."""
-        assert sorted(self._nodes.values()) == list(range(1, len(self._nodes) + 1)), "nodes are numbered without gaps"
-        for node, span_id, tokens in self._nodes:
-            assert tokens <= self._longest[node, span_id], "the longest span is at least as long as each one seen"
+        longest = {_node(place, tokens) for place, tokens in self._longest.items()}
+        assert not longest & self._shorter, "a node is either the longest at its place or not"
+
+
+def _node(place: int, tokens: int) -> int:
+    return hash((place, tokens)) & _MASK
 
 
 def prompt_spans(request: PlannedRequest) -> Iterator[Span]:

@@ -8,7 +8,7 @@ INTERRUPTED = "interrupted"
 """The `error` of a request that was in flight when the run was stopped by hand: neither a success nor a failure."""
 
 
-class Sample(Struct, frozen=True, kw_only=True):
+class Sample(Struct, frozen=True, kw_only=True, gc=False):
     """One request's fate. Times are seconds since the run's start; latencies count from the planned time, never from the actual one."""
 
     index: int
