@@ -4,7 +4,8 @@
     turn     `next` names the request to be dispatched; `dispatch` takes it out, and `settle` says later what it really took
     ends     `remove` when its client leaves, `expired` when its time is up
 
-A lane per model; all bounds hold at any time; every operation takes O(log n) steps at most, however many wait.
+A lane for all that waits for the same engines, mostly one per model; all bounds hold at any time; every operation takes O(log n) steps at
+most, however many wait.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,9 +25,9 @@ MAX_RETRY_AFTER_S = 60.0
 
 
 class QueueStatistics(Struct, frozen=True, kw_only=True):
-    """What waits in one band of one model."""
+    """What waits in one band of one lane."""
 
-    model: str
+    lane: str
     band: str
     """Its name; "other" for all that are not configured."""
     requests: int
@@ -49,7 +50,8 @@ class FlowControl:
         self.keeps_accounts = any(band.fairness == "least-attained" for band in self.bands)
         """Who is served at once, with nobody waiting, has to be noted too: there is fairness over all that a program ever had."""
         self._lanes: dict[str, Lane] = {}
-        """By model. They stay: the models are those that engines serve or served."""
+        """By name: a model's, or one of its parts that waits for other engines. They stay: the models are those that engines serve or
+        served."""
         self._by_expiry = TicketHeap()
         self._numbers = 0
         self._room = Room(config)
@@ -61,12 +63,12 @@ class FlowControl:
 
     # -- arrival
 
-    def ticket(self, model: str, request: Request, output_tokens: float, now_s: float) -> Ticket:
-        """A ticket for a request that has just come. `model`: the lane; `output_tokens`: what it is expected to generate."""
-        lane = self.lane(model)
+    def ticket(self, name: str, request: Request, output_tokens: float, now_s: float) -> Ticket:
+        """A ticket for a request that has just come. `name`: the lane's; `output_tokens`: what it is expected to generate."""
+        lane = self.lane(name)
         band = lane.band(request.priority)
         self._numbers += 1
-        ticket = Ticket(request, self._numbers, work(request.prompt_tokens, output_tokens), model, band)
+        ticket = Ticket(request, self._numbers, work(request.prompt_tokens, output_tokens), name, band)
         ticket.queued_s = now_s
         ticket.expires_s = request.arrived_s + (band.ttl_s if request.ttl_s is None else request.ttl_s)
         return ticket
@@ -120,13 +122,13 @@ class FlowControl:
 
     # -- turn
 
-    def models(self) -> list[str]:
-        """Those for which something waits."""
-        return [model for model, lane in self._lanes.items() if lane.requests]
+    def lanes(self) -> list[str]:
+        """Those in which something waits."""
+        return [name for name, lane in self._lanes.items() if lane.requests]
 
-    def next(self, model: str, admits: Callable[[Band], bool]) -> Ticket | None:
-        """Whose turn it is in the highest band of `model` that `admits` lets pass; None if there is nobody."""
-        lane = self._lanes.get(model)
+    def next(self, name: str, admits: Callable[[Band], bool]) -> Ticket | None:
+        """Whose turn it is in the highest band of a lane that `admits` lets pass; None if there is nobody."""
+        lane = self._lanes.get(name)
         return None if lane is None else lane.next(admits)
 
     def dispatch(self, ticket: Ticket, now_s: float) -> None:
@@ -186,14 +188,14 @@ class FlowControl:
         }
 
     def statistics(self) -> tuple[QueueStatistics, ...]:
-        """All bands of all models, by model and priority; those that are not configured as one."""
+        """All bands of all lanes, by lane and priority; those that are not configured as one."""
         rows = []
-        for model, lane in self._lanes.items():
+        for key, lane in self._lanes.items():
             for name in (*(config.name for config in self.bands), OTHER):
                 rooms = [band.room for band in lane.bands.values() if band.config.name == name]
                 requests, tokens, prompt_bytes = _sums(rooms)
                 rows.append(
-                    QueueStatistics(model=model, band=name, requests=requests, tokens=tokens, prompt_bytes=prompt_bytes)
+                    QueueStatistics(lane=key, band=name, requests=requests, tokens=tokens, prompt_bytes=prompt_bytes)
                 )
         return tuple(rows)
 
@@ -212,11 +214,11 @@ class FlowControl:
         ):
             raise InternalError(f"flow control: a bound is exceeded: {sums}")
 
-    def lane(self, model: str) -> Lane:
-        """The lane of a model that some engine serves."""
-        lane = self._lanes.get(model)
+    def lane(self, name: str) -> Lane:
+        """A lane, made if it is not there. Names are of models that some engine serves."""
+        lane = self._lanes.get(name)
         if lane is None:
-            lane = self._lanes[model] = Lane(self.bands, self.config.ttl_s)
+            lane = self._lanes[name] = Lane(self.bands, self.config.ttl_s)
         return lane
 
     def _leave(self, ticket: Ticket) -> None:

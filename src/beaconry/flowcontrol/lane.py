@@ -1,4 +1,4 @@
-"""The requests that wait for one model: its bands, highest first, and how fast they go."""
+"""The requests that wait for the same engines: their bands, highest first, and how fast they go."""
 
 from collections.abc import Callable
 from math import exp, inf
@@ -49,7 +49,7 @@ class Pace:
 
 
 class Lane:
-    """One model's bands. A band of a priority that is not configured is made when needed, and dropped when empty."""
+    """All bands of one lane. A band of a priority that is not configured is made when needed, and dropped when empty."""
 
     def __init__(self, configured: tuple[BandConfig, ...], ttl_s: float) -> None:
         self._ttl_s = ttl_s

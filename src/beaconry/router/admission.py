@@ -4,6 +4,9 @@ An endpoint is *open* while what waits there before its prefill, as the learnt r
 therefore learnt: from prefill and decode times, from the requests that it was seen to run at once, and from how long the oldest one there
 has been without an answer. Where nobody is without a first byte it is always open. So a guess that is too low corrects itself with the
 next request, an endpoint is closed only while a first byte is due that will reopen it, and nothing has to be polled.
+
+Requests that are to run in two legs wait in a lane of their own, for a prefill endpoint and one that answers to be open at once; so those
+that need no prefill endpoint pass them by while the prefill pool is full. Of both lanes' heads the higher band goes first, then the older.
 """
 
 from collections import Counter
@@ -24,9 +27,11 @@ from beaconry.router.member import Member
 from beaconry.router.statistics import WAIT_BOUNDS_S, BandFigures, FlowStatistics, Histogram
 from beaconry.scheduling.objectives import hopeless_s
 from beaconry.values.candidate import Forecast, Prediction
+from beaconry.values.endpoint import Role
 from beaconry.values.errors import InternalError
 from beaconry.values.outcome import Outcome
 from beaconry.values.request import Request, Usage
+from beaconry.values.stage import Stage
 
 WHY_DROPPED = {
     Outcome.NO_ENDPOINT: "no engine can serve this model at present",
@@ -36,6 +41,8 @@ WHY_DROPPED = {
     Outcome.QUEUE_EXPIRED: "the engines had no room for this request in time; try again later",
 }
 """What callers are told who are not served."""
+SPLIT = "\0prefill"
+"""Ends the name of a lane of requests that are to run in two legs; no model's name has such an ending."""
 _UNSERVED = frozenset({Outcome.NO_ENDPOINT, Outcome.ENGINE_REFUSED, Outcome.ENGINE_FAILED})
 
 
@@ -69,28 +76,39 @@ class Admission:
 
     # -- the queue
 
-    def arrive(self, request: Request, members: list[Member], now_s: float) -> tuple[Ticket, list[Ticket]]:
-        """Queue a request. Returns its ticket, and those that have to leave the queue for it: itself if there is no room."""
+    def arrive(
+        self, request: Request, members: list[Member], now_s: float, prefill: Sequence[Member] = ()
+    ) -> tuple[Ticket, list[Ticket]]:
+        """Queue a request. Returns its ticket, and those that have to leave the queue for it: itself if there is no room.
+
+        `prefill`: those of which it needs one as well; none if it is to run in one leg.
+        """
         variant = members[0].endpoint.variant if members else "default"
         output = self._rates.rates(variant).output_tokens
         if request.output_tokens is not None:
             output = min(output, request.output_tokens)
-        ticket = self.queue.ticket(lane_of(request, members), request, output * request.sequences, now_s)
+        lane = lane_of(request, members, split=bool(prefill))
+        ticket = self.queue.ticket(lane, request, output * request.sequences, now_s)
         if not members:
             ticket.expires_s = request.arrived_s + self._flow.hold_s
             ticket.why = Why.ENDPOINT
-        passing = not ticket.band.room.requests and self._admits(ticket.band, members, now_s)
+        passing = not ticket.band.room.requests and self._admits(ticket.band, members, now_s, prefill)
         if not (passing or ticket.why):
             ticket.why = self._why(ticket, members, now_s)
         return ticket, self.queue.offer(ticket, passing=passing)
 
-    def passes(self, request: Request, members: Sequence[Member], now_s: float) -> bool:
-        """Nobody waits, and one of `members` is open for the request: it goes on at once, and no account of it has to be kept."""
+    def passes(self, request: Request, members: Sequence[Member], now_s: float, prefill: Sequence[Member] = ()) -> bool:
+        """Nobody waits, and one of `members` is open for the request, and one of `prefill` if there are any: it goes on at once, and no
+        account of it has to be kept."""
         queue = self.queue
         if queue.waiting or queue.keeps_accounts or not members:
             return False
-        model, priority = members[0].endpoint.model, request.priority
-        way = self._ways.get((model, priority)) or self._way(model, priority)
+        lane, priority = members[0].endpoint.model, request.priority
+        if prefill:
+            lane += SPLIT
+        way = self._ways.get((lane, priority)) or self._way(lane, priority)
+        if prefill and not self._any_open(prefill, now_s, way.ceiling):
+            return False
         for member in members:
             if (member.ready or member.admits(now_s)) and (
                 not member.prefilling or self.is_open(member, now_s, way.ceiling)
@@ -113,11 +131,19 @@ class Admission:
         wait_s = self.queue.predicted_wait_s(ticket, now_s) or 0.0
         return max(now_s + wait_s - request.arrived_s - request.slo_ttft_s, 0.0)
 
-    def next(self, model: str, members: list[Member], now_s: float) -> Ticket | None:
-        """Whose turn it is, if one of the model's endpoints is open for it."""
+    def models(self) -> list[str]:
+        """Those for which something waits."""
+        return list(dict.fromkeys(lane.removesuffix(SPLIT) for lane in self.queue.lanes()))
+
+    def next(self, model: str, members: list[Member], now_s: float, prefill: Sequence[Member] = ()) -> Ticket | None:
+        """Whose turn it is, if one of the model's endpoints is open for it, and one of `prefill` where it needs one and there are any."""
         if not self._maybe_open:
             return None
-        return self.queue.next(model, lambda band: self._admits(band, members, now_s))
+        whole = self.queue.next(model, lambda band: self._admits(band, members, now_s))
+        split = self.queue.next(model + SPLIT, lambda band: self._admits(band, members, now_s, prefill))
+        if whole is None or split is None:
+            return whole or split
+        return min(whole, split, key=lambda ticket: (-ticket.band.priority, ticket.number))
 
     def dispatch(self, ticket: Ticket, now_s: float) -> None:
         """Take a request out of the queue: it is its turn."""
@@ -181,24 +207,26 @@ class Admission:
 
     def statistics(self, members: Iterable[Member], now_s: float) -> FlowStatistics:
         """What waits and has waited, and how full the endpoints are."""
-        full: dict[str, list[float]] = {}
+        full: dict[tuple[str, Stage], list[float]] = {}
         for member in members:
             if member.last_resort:
                 share = self._wait_s(member, now_s) / self._flow.engine_wait_s if member.prefilling else 0.0
-                full.setdefault(member.endpoint.model, []).append(min(share, 1.0))
+                stage = Stage.PREFILL if member.endpoint.role is Role.PREFILL else Stage.WHOLE
+                full.setdefault((member.endpoint.model, stage), []).append(min(share, 1.0))
         bands = tuple(
             BandFigures(
-                model=queue.model,
+                model=queue.lane.removesuffix(SPLIT),
+                stage=Stage.PREFILL if queue.lane.endswith(SPLIT) else Stage.WHOLE,
                 band=queue.band,
                 queued_requests=queue.requests,
                 queued_tokens=queue.tokens,
                 queued_bytes=queue.prompt_bytes,
-                waits=self._waits.get((queue.model, queue.band), Histogram(WAIT_BOUNDS_S)).snapshot(),
-                dropped=dict(self._dropped.get((queue.model, queue.band), {})),
+                waits=self._waits.get((queue.lane, queue.band), Histogram(WAIT_BOUNDS_S)).snapshot(),
+                dropped=dict(self._dropped.get((queue.lane, queue.band), {})),
             )
             for queue in self.queue.statistics()
         )
-        saturation = {queue.model: 1.0 for queue in bands} | {m: sum(s) / len(s) for m, s in full.items()}
+        saturation = {(b.model, b.stage): 1.0 for b in bands} | {key: sum(s) / len(s) for key, s in full.items()}
         return FlowStatistics(
             bands=bands, saturation=saturation, room=self.queue.room_used(), enabled=self._flow.enabled
         )
@@ -215,10 +243,10 @@ class Admission:
             histogram = self._waits[lane, band.config.name] = Histogram(WAIT_BOUNDS_S)
         return histogram
 
-    def _way(self, model: str, priority: int) -> "_Way":
-        lane = self.queue.lane(model)
+    def _way(self, name: str, priority: int) -> "_Way":
+        lane = self.queue.lane(name)
         band = lane.band(priority)
-        way = self._ways[model, priority] = _Way(band.config.ceiling, lane.pace, self._waits_of(model, band))
+        way = self._ways[name, priority] = _Way(band.config.ceiling, lane.pace, self._waits_of(name, band))
         lane.tidy(band)
         return way
 
@@ -227,8 +255,13 @@ class Admission:
         wait_s = self._rates.wait_s(member.endpoint, running, member.prefill_tokens)
         return max(wait_s, member.oldest_wait_s(now_s))
 
-    def _admits(self, band: Band, members: list[Member], now_s: float) -> bool:
-        """One of `members` is open for the band; ejected ones count if there are no others."""
+    def _any_open(self, prefill: Sequence[Member], now_s: float, ceiling: float) -> bool:
+        return any(self.is_open(member, now_s, ceiling) for member in prefill)
+
+    def _admits(self, band: Band, members: list[Member], now_s: float, prefill: Sequence[Member] = ()) -> bool:
+        """One of `members` is open for the band, and one of `prefill` if there are any; ejected ones count if there are no others."""
+        if prefill and not self._any_open(prefill, now_s, band.config.ceiling):
+            return False
         maybe_open = self._maybe_open
         last_resort = False
         for member in members:
@@ -248,6 +281,7 @@ class Admission:
         return Why.CEILING if any(self.is_open(member, now_s) for member in members) else Why.CAPACITY
 
 
-def lane_of(request: Request, members: list[Member]) -> str:
+def lane_of(request: Request, members: list[Member], *, split: bool) -> str:
     """What a request waits with: all that runs on the same engines, so a LoRA adapter's requests wait with those of its base model."""
-    return members[0].endpoint.model if members else request.model
+    model = members[0].endpoint.model if members else request.model
+    return model + SPLIT if split else model

@@ -97,7 +97,7 @@ class Legs:
             plans = self._exchanges.counters[request.model].plans
             key = (leg.stage, decision.plan)
             plans[key] = plans.get(key, 0) + 1
-        holder = None if source is None else source.member.endpoint
+        holder = None if source is None else source.candidate.endpoint
         effects.append(StartLeg(request.id, leg.id, decision.endpoint, decision, leg.stage, holder))
 
     # -- facts

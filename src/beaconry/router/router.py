@@ -6,7 +6,7 @@ followed by another one elsewhere; every exchange ends exactly once. The parts, 
 endpoints. This file knows the facts, and what waits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -42,6 +42,7 @@ from beaconry.router.facts import (
 )
 from beaconry.router.learning import Learning
 from beaconry.router.legs import Legs
+from beaconry.router.member import Member
 from beaconry.router.members import Members
 from beaconry.router.news import EndpointNews
 from beaconry.router.placing import Placing
@@ -50,6 +51,7 @@ from beaconry.router.timers import Timers
 from beaconry.scheduling.scheduler import Scheduler
 from beaconry.values.outcome import Outcome
 from beaconry.values.request import Request
+from beaconry.values.stage import Stage
 from beaconry.wire.errors import no_such_model
 
 
@@ -151,10 +153,12 @@ class Router:
         if self._drain_s is not None:
             message = "this gateway is shutting down"
             self._exchanges.answer(exchange, 503, Outcome.SHUTTING_DOWN, message, now_s, effects)
-        elif self._admission.passes(request, serving, now_s):
+            return
+        prefill = self._prefill_for(request, now_s) if self._members.splits(request.model) else ()
+        if self._admission.passes(request, serving, now_s, prefill):
             self._place(exchange, now_s, effects)
         else:
-            self._queue(exchange, now_s, effects)
+            self._queue(exchange, prefill, now_s, effects)
 
     def _within_limits(self, request: Request, now_s: float, effects: list[Effect]) -> bool:
         """Charge a request to its tenant; if there is no room for it, answer so."""
@@ -197,13 +201,19 @@ class Router:
         if not self._legs.place(exchange, now_s, effects):
             self._exchanges.drop(exchange, Outcome.NO_ENDPOINT, now_s, effects)
 
-    def _queue(self, exchange: Exchange, now_s: float, effects: list[Effect]) -> None:
+    def _prefill_for(self, request: Request, now_s: float) -> Sequence[Member]:
+        """The prefill endpoints that a request may go to; none if it is to run in one leg."""
+        if not self._placing.splits(request, now_s):
+            return ()
+        return self._members.open_to(request.model, now_s, stage=Stage.PREFILL)
+
+    def _queue(self, exchange: Exchange, prefill: Sequence[Member], now_s: float, effects: list[Effect]) -> None:
         """Let a request wait for its turn, which may come before the router is done with this fact."""
         members = self._members.open_to(exchange.request.model, now_s)
         if not members and not self._flow.hold_s:
             self._exchanges.drop(exchange, Outcome.NO_ENDPOINT, now_s, effects)
             return
-        ticket, victims = self._admission.arrive(exchange.request, members, now_s)
+        ticket, victims = self._admission.arrive(exchange.request, members, now_s, prefill)
         exchange.ticket = ticket
         for victim in victims:
             outcome = Outcome.QUEUE_FULL if victim is ticket else Outcome.DISPLACED
@@ -218,9 +228,10 @@ class Router:
             served = self._members.open_to(ticket.request.model, now_s)
             outcome = Outcome.QUEUE_EXPIRED if served else Outcome.NO_ENDPOINT
             self._exchanges.drop(self._exchanges[ticket.request.id], outcome, now_s, effects)
-        for model in admission.queue.models():
+        for model in admission.models():
             members = self._members.open_to(model, now_s)
-            while (turn := admission.next(model, members, now_s)) is not None:
+            prefill = self._members.open_to(model, now_s, stage=Stage.PREFILL)
+            while (turn := admission.next(model, members, now_s, prefill)) is not None:
                 admission.dispatch(turn, now_s)
                 self._place(self._exchanges[turn.request.id], now_s, effects)  # none if its LoRA adapter is gone
         self._timers.wake_by(admission.due_s(), effects)

@@ -131,9 +131,11 @@ class ModelStatistics(Struct, frozen=True, kw_only=True):
 
 
 class BandFigures(Struct, frozen=True, kw_only=True):
-    """One priority band of one model."""
+    """One priority band of one model, of one stage."""
 
     model: str
+    stage: Stage = Stage.WHOLE
+    """The first of their legs: those that are to be prefilled elsewhere wait by themselves."""
     band: str
     """Its name; "other" for all that are not configured."""
     queued_requests: int
@@ -149,8 +151,9 @@ class FlowStatistics(Struct, frozen=True, kw_only=True):
     """What waits, has waited, and for how much room."""
 
     bands: tuple[BandFigures, ...] = ()
-    saturation: dict[str, float] = {}
-    """By model: mean over its endpoints of the predicted wait, as a share of what may wait there, at most 1; 1 without endpoints."""
+    saturation: dict[tuple[str, Stage], float] = {}
+    """By model, of its endpoints that answer (whole) and that prefill: mean of the predicted wait, as a share of what may wait there, at
+    most 1; 1 without endpoints."""
     room: dict[str, float] = {}
     """Shares of the bounds in use, all models together: requests, tokens, bytes."""
     enabled: bool = True

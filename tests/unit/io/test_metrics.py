@@ -21,6 +21,7 @@ from beaconry.router.statistics import (
 )
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.outcome import Outcome
+from beaconry.values.stage import Stage
 
 
 def distribution(bounds=LATENCY_BOUNDS_S, *values):
@@ -278,13 +279,17 @@ def test_what_waits_is_told_by_band_and_in_llm_ds_words():
         model="m", band="batch", queued_requests=3, queued_tokens=900, queued_bytes=3600,
         waits=distribution(WAIT_BOUNDS_S, 0.2, 0.3), dropped={Outcome.QUEUE_FULL: 4, Outcome.RATE_LIMITED: 1},
     )  # fmt: skip
-    flow = FlowStatistics(bands=(band,), saturation={"m": 0.5}, room={"requests": 0.25, "tokens": 0.0, "bytes": 0.5})
+    flow = FlowStatistics(
+        bands=(band,), saturation={("m", Stage.WHOLE): 0.5}, room={"requests": 0.25, "tokens": 0.0, "bytes": 0.5}
+    )
     samples = parse(render(flow=flow))
-    assert value(samples, "beaconry_flow_queued_requests", model="m", band="batch") == 3
-    assert value(samples, "beaconry_flow_queued_tokens", model="m", band="batch") == 900
-    assert value(samples, "beaconry_flow_wait_seconds_count", model="m", band="batch") == 2
-    assert value(samples, "beaconry_flow_dropped_total", model="m", band="batch", outcome="queue-full") == 4
-    assert value(samples, "beaconry_flow_saturation_ratio", model="m") == 0.5
+    assert value(samples, "beaconry_flow_queued_requests", model="m", band="batch", stage="whole") == 3
+    assert value(samples, "beaconry_flow_queued_tokens", model="m", band="batch", stage="whole") == 900
+    assert value(samples, "beaconry_flow_wait_seconds_count", model="m", band="batch", stage="whole") == 2
+    assert (
+        value(samples, "beaconry_flow_dropped_total", model="m", band="batch", stage="whole", outcome="queue-full") == 4
+    )
+    assert value(samples, "beaconry_flow_saturation_ratio", model="m", stage="whole") == 0.5
     llm_d = {"fairness_id": "default-flow", "priority": "batch", "inference_pool": "m"}
     models = {"model_name": "m", "target_model_name": "m"}
     assert value(samples, "llm_d_epp_flow_control_queue_size", **llm_d, **models) == 3

@@ -29,6 +29,7 @@ from beaconry.values.candidate import Forecast, Source
 from beaconry.values.decision import Ranking
 from beaconry.values.outcome import DROPPED_REASONS, Outcome
 from beaconry.values.request import Api, Request, Usage
+from beaconry.values.stage import Stage
 from tests.unit.router.made import endpoint, make_router
 
 
@@ -264,7 +265,7 @@ def test_statistics_tell_what_waits_what_has_waited_and_what_was_dropped():
     assert (band.queued_requests, band.queued_tokens, band.waits.count) == (1, 2000, 2)
     assert band.waits.total == pytest.approx(0.25)
     assert band.dropped == {Outcome.QUEUE_FULL: 1}
-    assert flow.saturation == {"m": 1.0}
+    assert flow.saturation == {("m", Stage.WHOLE): 1.0}
     assert flow.room["requests"] == 0.5
 
 

@@ -1,6 +1,7 @@
 """Two legs: the prompt on a prefill endpoint, the answer on one chosen when it is computed; and what follows when either fails."""
 
 from random import Random
+from typing import ClassVar
 
 import pytest
 from hypothesis import settings
@@ -313,12 +314,68 @@ def test_decode_legs_spread_by_what_they_slow_down():
     assert [bench.endpoint(name).decoding for name in ("d1", "d2")] == [4, 4]
 
 
+WAITING = {"flow": Flow(engine_wait_s=0.1)}
+"""By the rates believed at the start, 0.1 s are 1,000 tokens of prefill."""
+
+
+def test_a_short_request_does_not_wait_behind_a_full_prefill_pool():
+    bench = Bench("p1 d1", **WAITING)
+    first = bench.send("long")
+    assert bench.tell(RequestArrived(request("longer", 0.0, prefix=()))) == []
+    short = bench.send("short", prompt_tokens=100, prefix=())
+    assert (short.stage, short.endpoint.name) == (Stage.WHOLE, "d1")
+    flow = bench.router.statistics(0.0).flow
+    assert {(band.stage, band.queued_requests) for band in flow.bands if band.band == "default"} == {
+        (Stage.WHOLE, 0),
+        (Stage.PREFILL, 1),
+    }
+    assert flow.saturation["m", Stage.PREFILL] == 1.0 > flow.saturation["m", Stage.WHOLE]
+    bench.tell(LegStarted(short.leg))
+    answering, waiting = bench.tell(LegFinished(first.leg, 200, PREFILLED, handoff=True), 0.5)
+    assert (answering.request_id, answering.stage) == ("long", Stage.DECODE)
+    assert (waiting.request_id, waiting.stage, waiting.decision.queued_s) == ("longer", Stage.PREFILL, 0.5)
+    second = bench.prefilled(waiting)
+    assert second.decision.queued_s == 0.5
+
+
+def test_a_request_in_two_legs_waits_for_a_decode_place_as_well():
+    bench = Bench("p1 d1", **WAITING)
+    whole = bench.send("whole", prompt_tokens=2000, prefix=())
+    assert bench.tell(RequestArrived(request("long", 0.0))) == []
+    (first,) = bench.tell(LegStarted(whole.leg), 0.2)
+    assert (first.request_id, first.stage) == ("long", Stage.PREFILL)
+
+
+def test_what_waits_for_prefill_endpoints_runs_whole_once_there_are_none():
+    bench = Bench("p1 d1", **WAITING)
+    first = bench.send("long")
+    assert bench.tell(RequestArrived(request("longer", 0.0, prefix=()))) == []
+    effects = bench.tell(HealthChecked("p1", healthy=False))
+    starts = {effect.request_id: effect for effect in effects if isinstance(effect, StartLeg)}
+    assert starts["long"].stage is Stage.WHOLE
+    assert effects[0] == CancelLeg("long", first.leg)
+    (start,) = bench.tell(LegStarted(starts["long"].leg), 0.1)
+    assert (start.request_id, start.stage, reason(start)) == ("longer", Stage.WHOLE, "no-prefill-endpoint")
+
+
+def test_of_what_waits_for_the_same_decode_place_the_higher_band_goes_first():
+    bench = Bench("p1 d1", **WAITING)
+    whole = bench.send("whole", prompt_tokens=2000, prefix=())
+    for name, priority, tokens in (("low", 0, 1500), ("high", 5, TOKENS), ("low-too", 0, 1500)):
+        waiting = request(name, 0.0, priority=priority, prompt_tokens=tokens, prefix=())
+        assert bench.tell(RequestArrived(waiting)) == []
+    starts = bench.tell(LegStarted(whole.leg), 0.1)
+    assert [(start.request_id, start.stage) for start in starts] == [("high", Stage.PREFILL), ("low", Stage.WHOLE)]
+
+
 class Life(RuleBasedStateMachine):
     """Any facts in any order: the invariants hold, each request ends exactly once, and stages follow each other as they may."""
 
+    knobs: ClassVar[dict[str, object]] = {}
+
     def __init__(self) -> None:
         super().__init__()
-        self.bench = Bench("p1 p2 d1 b1", policy="expected-cost", min_uncached_tokens=64)
+        self.bench = Bench("p1 p2 d1 b1", policy="expected-cost", min_uncached_tokens=64, **self.knobs)
         self.open: dict[str, StartLeg | None] = {}
         self.handed: dict[str, Endpoint] = {}
         self.begun: set[int] = set()
@@ -414,9 +471,10 @@ class Life(RuleBasedStateMachine):
         self.tell(TimerDue(), after_s)
 
     @invariant()
-    def all_open_requests_have_a_leg(self) -> None:
-        assert None not in self.open.values()
-        assert self.bench.router.statistics(self.bench.now_s).in_flight == len(self.open)
+    def all_open_requests_wait_or_have_a_leg(self) -> None:
+        statistics = self.bench.router.statistics(self.bench.now_s)
+        assert list(self.open.values()).count(None) == sum(band.queued_requests for band in statistics.flow.bands)
+        assert statistics.in_flight == len(self.open)
 
     def teardown(self) -> None:
         self.tell(Drain(self.bench.now_s))
@@ -429,3 +487,13 @@ class Life(RuleBasedStateMachine):
 
 Life.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestLife = Life.TestCase
+
+
+class Waiting(Life):
+    """The same with engines that are full after a request or two."""
+
+    knobs: ClassVar[dict[str, object]] = {"flow": Flow(engine_wait_s=0.01, ttl_s=20.0, queued_requests=4)}
+
+
+Waiting.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestWaiting = Waiting.TestCase
