@@ -5,7 +5,8 @@ from rich.table import Table
 from rich.text import Text
 
 from beaconry.sim.fleet import Explained
-from beaconry.values.decision import Verdict
+from beaconry.values.decision import Decision, Verdict
+from beaconry.values.stage import Stage
 
 SHOWN = 24
 """Candidates, the best ones; more are only counted."""
@@ -18,7 +19,7 @@ def print_explanation(explained: Explained, request: int, console: Console | Non
     replica = f" by router {explained.front}" if explained.front else ""
     console.print(
         Text(
-            f"request {request} at {explained.at_s:.3f} s{replica}: {decision.endpoint.name} ({decision.policy})",
+            f"request {request} at {explained.at_s:.3f} s{replica}: {decision.endpoint.name} ({decision.policy}{_leg(decision)})",
             style="bold",
         )
     )
@@ -30,6 +31,15 @@ def print_explanation(explained: Explained, request: int, console: Console | Non
     console.print(table)
     if len(verdicts) > SHOWN:
         console.print(f"and {len(verdicts) - SHOWN} more", highlight=False)
+
+
+def _leg(decision: Decision) -> str:
+    """Which leg it is of how many, and why; nothing where there is only one kind of endpoint."""
+    if not decision.plan:
+        return ""
+    if decision.stage is Stage.DECODE:
+        return f"; decode, prefilled by {decision.source} in {1000 * decision.prefill_s:,.1f} ms: {decision.plan}"
+    return f"; {decision.stage.value}: {decision.plan}"
 
 
 def _cells(verdict: Verdict, terms: tuple[str, ...]) -> list[str]:

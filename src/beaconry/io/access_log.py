@@ -29,6 +29,12 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     queued_ms: float = 0.0
     """From arrival to dispatch, if it had to wait."""
     waited_for: str = ""
+    plan: str = ""
+    """Why it ran in one leg or two, where its model has prefill endpoints."""
+    prefill_endpoint: str | None = None
+    """Where its prompt was computed, if elsewhere."""
+    prefill_ms: float = 0.0
+    """How long that took."""
     stream: bool = False
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
@@ -47,6 +53,7 @@ class AccessLog:
         """Note one request."""
         usage = relay.usage
         placement = relay.placement
+        decision = None if placement is None else placement.decision
         parsed = relay.parsed
         line = Line(
             time=round(time.time(), 3),
@@ -60,8 +67,11 @@ class AccessLog:
             tenant=_tenant(relay.request),
             endpoint=None if placement is None else placement.endpoint.name,
             attempts=ended.attempts,
-            queued_ms=0.0 if placement is None else round(1e3 * placement.decision.queued_s, 1),
-            waited_for="" if placement is None else placement.decision.waited_for,
+            queued_ms=0.0 if decision is None else round(1e3 * decision.queued_s, 1),
+            waited_for="" if decision is None else decision.waited_for,
+            plan="" if decision is None else decision.plan,
+            prefill_endpoint=None if decision is None or not decision.source else decision.source,
+            prefill_ms=0.0 if decision is None else round(1e3 * decision.prefill_s, 1),
             stream=parsed.stream,
             prompt_tokens=None if usage is None else usage.prompt_tokens,
             cached_tokens=None if usage is None else usage.cached_tokens,

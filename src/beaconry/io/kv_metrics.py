@@ -144,3 +144,11 @@ def cache_families(caches: CachesStatistics) -> Iterator[Metric]:
     for (variant, tier), learnt in caches.loads.items():
         load.add_metric([variant, tier.value], learnt.token_s)
     yield load
+    fetch = GaugeMetricFamily(
+        "beaconry_kv_fetch_token_seconds",
+        "Time to fetch a prompt's token from the engine that computed it, as learnt.",
+        labels=["variant"],
+    )
+    for variant, learnt in caches.fetches.items():
+        fetch.add_metric([variant], learnt.token_s)
+    yield fetch

@@ -27,6 +27,7 @@ from beaconry.router.statistics import EndpointStatistics, ModelStatistics, Rout
 from beaconry.values.endpoint import LoadSample
 from beaconry.values.kv_events import SourceState
 from beaconry.values.outcome import Outcome
+from beaconry.values.stage import Stage
 
 FRESH_S = 10.0
 """Older samples do not enter a pool's averages: ten scrapes missed at the default pace."""
@@ -142,6 +143,15 @@ def _models(models: dict[str, ModelStatistics]) -> Iterator[Family]:
         running.add_metric([model], statistics.running)
     yield outcomes
     yield running
+    plans = CounterMetricFamily(
+        "beaconry_disaggregation_decisions_total",
+        "First legs by what they compute, and why; of models that have prefill endpoints.",
+        labels=["model", "decision", "reason"],
+    )
+    for model, statistics in models.items():
+        for (stage, reason), count in statistics.plans.items():
+            plans.add_metric([model, "prefill-decode" if stage is Stage.PREFILL else "whole", reason], count)
+    yield plans
     for name, text, read in (
         ("ttft", "From arrival to the first byte of the answer, streams only.", attrgetter("ttft")),
         ("itl", "Mean gap between output tokens, one value per stream.", attrgetter("itl")),

@@ -279,6 +279,11 @@ def debug_headers(placement: StartLeg, first_byte_s: float) -> list[tuple[bytes,
     if decision.queued_s > 0:
         headers.append((b"x-beaconry-queued-ms", b"%.1f" % (1e3 * decision.queued_s)))
         headers.append((b"x-beaconry-waited-for", decision.waited_for.encode()))
+    if decision.plan:
+        headers.append((b"x-beaconry-plan", decision.plan.encode()))
+    if decision.source:
+        headers.append((b"x-beaconry-prefill-endpoint", decision.source.encode()))
+        headers.append((b"x-beaconry-prefill-ms", b"%.1f" % (1e3 * decision.prefill_s)))
     prediction = decision.chosen.prediction
     if prediction is not None:
         headers.append((b"x-beaconry-predicted-ttft-ms", b"%.1f" % (1e3 * prediction.ttft_s)))

@@ -62,7 +62,7 @@ class Leg:
 class Exchange:
     """One request from arrival to its one outcome."""
 
-    __slots__ = ("attempts", "late_s", "leg", "prefill", "request", "ticket", "tried", "whole")
+    __slots__ = ("attempts", "late_s", "leg", "plan", "prefill", "request", "ticket", "tried", "whole")
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -72,6 +72,8 @@ class Exchange:
         """Its place in the queue, kept after dispatch; None if it was never queued."""
         self.prefill: Leg | None = None
         """The leg that has prefilled and whose KV the next one is to fetch."""
+        self.plan = ""
+        """Why it runs in so many legs, as planned last; empty where its model has no prefill endpoints."""
         self.whole: Reason | None = None
         """Why it is not to be split any more; None while it may be."""
         self.attempts = 0

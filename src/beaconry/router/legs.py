@@ -95,6 +95,7 @@ class Legs:
             self._timers.sent(leg, now_s, effects)
         if decision.plan and leg.stage is not Stage.DECODE:
             plans = self._exchanges.counters[request.model].plans
+            exchange.plan = decision.plan
             key = (leg.stage, decision.plan)
             plans[key] = plans.get(key, 0) + 1
         holder = None if source is None else source.candidate.endpoint

@@ -86,6 +86,7 @@ class Placing:
         return replace(
             decision,
             stage=Stage.DECODE,
+            plan=exchange.plan,
             source=source.endpoint.name,
             prefill_s=prefill.first_byte_s - prefill.dispatched_s,
         )

@@ -101,7 +101,9 @@ def test_the_index_and_learnt_loads_are_told_by_tier():
         event = BlockStored(block_hashes=blocks, parent_hash=None, token_ids=(), block_tokens=16, tier=tier)
         caches.exact.apply("a", 0, [event])
     caches.loads.observe(Endpoint(name="a", host="h", port=1, model="m", variant="v"), ((Tier.CPU, 9000),), 0.5, 0)
+    caches.links.observe(Endpoint(name="d", host="h", port=1, model="m", variant="decode"), 9000, 0.1)
     found = samples(cache_families(caches.statistics()))
+    assert 0 < found["beaconry_kv_fetch_token_seconds", "decode"] < 1e-4
     assert found["beaconry_kv_index_blocks", "cpu"] == 3
     assert found["beaconry_kv_index_endpoint_blocks", "a", "0", "gpu"] == 2
     assert found["beaconry_kv_index_stored_total",] == 5

@@ -274,6 +274,30 @@ def test_the_number_of_series_grows_by_endpoints_and_models_only():
     assert lines(2, 1) - base < 30
 
 
+def test_decisions_about_legs_are_told_by_reason():
+    plans = {(Stage.PREFILL, "uncached-prompt"): 7, (Stage.WHOLE, "short-prompt"): 3}
+    samples = parse(render(models={"m": model(plans=plans), "other": model()}))
+    name = "beaconry_disaggregation_decisions_total"
+    assert value(samples, name, model="m", decision="prefill-decode", reason="uncached-prompt") == 7
+    assert value(samples, name, model="m", decision="whole", reason="short-prompt") == 3
+
+
+def test_what_waits_for_prefill_endpoints_is_told_apart():
+    waits, pools = distribution(WAIT_BOUNDS_S), (Stage.WHOLE, Stage.PREFILL)
+    bands = tuple(
+        BandFigures(
+            model="m", stage=stage, band="default", queued_requests=number, queued_tokens=0, queued_bytes=0, waits=waits, dropped={}
+        )
+        for number, stage in enumerate(pools)
+    )  # fmt: skip
+    samples = parse(render(flow=FlowStatistics(bands=bands, saturation={("m", pools[0]): 0.25, ("m", pools[1]): 0.75})))
+    assert value(samples, "beaconry_flow_queued_requests", model="m", band="default", stage="prefill") == 1
+    llm_d = {"fairness_id": "default-flow", "priority": "default", "model_name": "m", "target_model_name": "m"}
+    assert value(samples, "llm_d_epp_flow_control_queue_size", **llm_d, inference_pool="m/prefill") == 1
+    for stage, share in (("prefill", 0.75), ("decode", 0.25), ("effective", 0.75)):
+        assert value(samples, "llm_d_epp_flow_control_pool_saturation", inference_pool="m", stage=stage) == share
+
+
 def test_what_waits_is_told_by_band_and_in_llm_ds_words():
     band = BandFigures(
         model="m", band="batch", queued_requests=3, queued_tokens=900, queued_bytes=3600,
