@@ -26,7 +26,7 @@ from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.presets import variant
 from beaconry.latency.forecasts import Forecasts
 from beaconry.latency.rates import RateBook
-from beaconry.latency.variant_book import Foreseen
+from beaconry.latency.variant_book import Raw
 from beaconry.plugins.registry import Registry
 from beaconry.router.effects import Effect
 from beaconry.router.facts import Fact, LoadSampled, RequestArrived
@@ -154,12 +154,9 @@ class WrongForecasts(Forecasts):
         super().__init__(rates)
         self._rng = rng
 
-    def _foresee(self, *placement: Any) -> Foreseen:
-        right, by = super()._foresee(*placement), 3.0 ** self._rng.choice((-1, 1))
-        return structs.replace(
-            right, ttft_s=right.ttft_s * by, itl_now_s=right.itl_now_s * by, itl_average_s=right.itl_average_s * by,
-            itl_s=right.itl_s * by,
-        )  # fmt: skip
+    def _ask(self, *placement: Any) -> Raw:
+        right, by = super()._ask(*placement), 3.0 ** self._rng.choice((-1, 1))
+        return Raw(by * right.ttft_s, right.regime, by * right.itl_now_s, by * right.itl_average_s)
 
 
 def plan_of(case: Case) -> Plan:

@@ -7,8 +7,8 @@ first legs of an engine teach nothing: it is still compiling and capturing graph
 
 from beaconry.latency.rates import RateBook
 from beaconry.latency.shadow import Shadow
-from beaconry.latency.step_fit import ATTENDED, CONTEXT, PROMPT_STEPS, SEQUENCES, STEPS, TOKENS, Work
-from beaconry.latency.variant_book import Foreseen, MeanStep, VariantBook, VariantStatistics
+from beaconry.latency.step_fit import CONTEXT, SEQUENCES, STEPS, Work
+from beaconry.latency.variant_book import Foreseen, MeanStep, Raw, VariantBook, VariantStatistics
 from beaconry.values.candidate import Candidate, Forecast, Prediction, Source
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.request import Request, Usage
@@ -33,10 +33,29 @@ class _Twin:
         self.mean = MeanStep()
         self.legs = 0
         """Legs that have taught or could have."""
-        self.objectives: dict[int, float] = {}
+        self._objectives: dict[int, float] = {}
         """ITL objectives of the legs in flight that have one."""
+        self._strictest_s: float | None = None
+        """The least of them; None while it is not known."""
         self._scrapes: list[tuple[int, int, int]] = []
         """Running, waiting, and our own count of both, at the latest scrapes."""
+
+    def begin_objective(self, leg: int, itl_s: float) -> None:
+        """A leg with an ITL objective is sent there."""
+        self._objectives[leg] = itl_s
+        if self._strictest_s is not None and itl_s < self._strictest_s:
+            self._strictest_s = itl_s
+
+    def end_objective(self, leg: int) -> None:
+        """It is over."""
+        if self._objectives.pop(leg, None) == self._strictest_s:
+            self._strictest_s = None
+
+    def strictest_s(self) -> float | None:
+        """The strictest ITL objective there."""
+        if self._strictest_s is None and self._objectives:
+            self._strictest_s = min(self._objectives.values())
+        return self._strictest_s
 
     def note_running(self, running: int, waiting: int) -> None:
         """Learn from scrapes who else is there, and how many sequences run at once: an engine that runs the same number time and again
@@ -83,7 +102,7 @@ class Forecasts:
         self._open: dict[int, _Open] = {}
         self._asked: tuple[str, float] = ("", 0.0)
         """Request and time of the latest forecasts."""
-        self._foreseen: dict[str, Foreseen] = {}
+        self._raw: dict[str, Raw] = {}
         """What was foreseen for it, by endpoint: it goes to one of them right after."""
 
     # -- what the scheduler asks
@@ -97,14 +116,11 @@ class Forecasts:
         twin = self._twin(candidate.endpoint)
         if self._asked != (request.id, now_s):
             self._asked = (request.id, now_s)
-            self._foreseen = {}
-        foreseen = self._foreseen[candidate.endpoint.name] = self._foresee(request, candidate, twin, now_s)
+            self._raw = {}
+        raw = self._raw[candidate.endpoint.name] = self._ask(request, candidate, twin, now_s)
         believed = twin.book.record.source is Source.SHADOW
-        return twin.book.forecast(
-            foreseen,
-            None if believed else self._rates.predict(request, candidate),
-            strictest_itl_s=min(twin.objectives.values()) if twin.objectives else None,
-        )
+        closed = None if believed else self._rates.predict(request, candidate)
+        return twin.book.forecast(raw, closed, twin.strictest_s())
 
     # -- what the router tells
 
@@ -117,12 +133,12 @@ class Forecasts:
         twin = self._twin(candidate.endpoint)
         foreseen = closed = None
         if request.stream:
-            known = self._foreseen.get(twin.endpoint.name) if self._asked == (request.id, now_s) else None
-            foreseen = self._foresee(request, candidate, twin, now_s) if known is None else known
+            known = self._raw.get(twin.endpoint.name) if self._asked == (request.id, now_s) else None
+            foreseen = twin.book.foresee(self._ask(request, candidate, twin, now_s) if known is None else known)
             closed = self._rates.predict(request, candidate) if twin.book.judges_closed() else None
         self._open[leg] = _Open(twin, foreseen, closed, now_s)
         if request.slo_itl_s is not None:
-            twin.objectives[leg] = request.slo_itl_s
+            twin.begin_objective(leg, request.slo_itl_s)
         twin.shadow.dispatch(
             leg,
             prompt_tokens=request.prompt_tokens,
@@ -150,7 +166,7 @@ class Forecasts:
         if opened is None:
             return
         twin = opened.twin
-        twin.objectives.pop(leg, None)
+        twin.end_objective(leg)
         twin.shadow.end(leg, now_s, finished=finished and opened.foreseen is not None)
         self._take_seen(twin)
         if finished and usage is not None and usage.completion_tokens:
@@ -193,21 +209,20 @@ class Forecasts:
 
     # -- forecasts
 
-    def _foresee(self, request: Request, candidate: Candidate, twin: _Twin, now_s: float) -> Foreseen:
-        """What the shadow predicts for one placement."""
-        shadow, book = twin.shadow, twin.book
-        uncached = request.prompt_tokens - candidate.matched_tokens - candidate.fetched_tokens
-        ttft_s, wait_s = shadow.ttft_s(request.prompt_tokens, uncached, now_s)
+    def _ask(self, request: Request, candidate: Candidate, twin: _Twin, now_s: float) -> Raw:
+        """What the shadow says of one placement."""
+        shadow, matched = twin.shadow, candidate.matched_tokens
+        prompt = request.prompt_tokens
+        ttft_s, wait_s = shadow.ttft_s(prompt, prompt - matched - candidate.fetched_tokens, now_s)
         ttft_s += candidate.load_s
-        queue = 0 if not shadow.legs else 1 if wait_s < 0.25 * ttft_s else 2 if wait_s < 0.75 * ttft_s else 3
-        regime = 2 * queue + (2 * candidate.matched_tokens > request.prompt_tokens)
-        now = shadow.itl_work(request.prompt_tokens)
-        mean = twin.mean.step() or now
-        now[PROMPT_STEPS], now[ATTENDED] = mean[PROMPT_STEPS], mean[ATTENDED]
-        now[TOKENS] += mean[TOKENS]
-        itl_now_s = shadow.factor * book.fit.seconds(now)
-        itl_average_s = shadow.factor * book.fit.seconds(mean)
-        return book.foresee(ttft_s, regime, itl_now_s, itl_average_s)
+        queue = 0 if not shadow.legs else 2 if wait_s < 0.25 * ttft_s else 4 if wait_s < 0.75 * ttft_s else 6
+        regime = queue + (2 * matched > prompt)
+        decode_s = shadow.decode_s(prompt)
+        mean = twin.mean.seconds(twin.book.fit)
+        if mean is None:
+            return Raw(ttft_s, regime, decode_s, decode_s)
+        average_s, prefill_s = mean
+        return Raw(ttft_s, regime, decode_s + shadow.factor * prefill_s, shadow.factor * average_s)
 
     # -- lessons
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from operator import add, sub
 
 from beaconry.latency.step_fit import (
-    ATTENDED,
     CONTEXT,
     PROMPT_STEPS,
     SEQUENCES,
@@ -29,6 +28,7 @@ from beaconry.values.errors import InternalError
 
 BUDGET_TOKENS = 8192
 """Token budget of a step where nobody says: vLLM's default for a server."""
+_INFINITE = float("inf")
 _FEWEST_PROMPT_TOKENS = 64
 """Of a step's budget, whatever the batch: keeps a wrong budget from dividing by nothing."""
 
@@ -194,9 +194,7 @@ class Shadow:
     @property
     def running_context(self) -> float:
         """KV tokens of the sequences in decode."""
-        if not self.strangers:
-            return self.context
-        return self.context + self.strangers * self.context / max(len(self._streams), 1)
+        return self._batch()[1]
 
     def ttft_s(self, prompt_tokens: int, uncached: int, now_s: float) -> tuple[float, float]:
         """Seconds until the first token of a further request, and how many of them pass before its prefill begins.
@@ -206,50 +204,50 @@ class Shadow:
         complete joins the batch of the steps after it.
         """
         self._advance(now_s)
-        fit = self._fit
-        c, uncached = fit.coefficients, max(uncached, 1)
-        wait_s = abs(self._due_s - now_s) / self.factor if self._step is not None else c[STARTS]
-        sequences, context = self.running, self.running_context
-        room = self.budget - sequences
+        fit, knee, budget, factor = self._fit, self._fit.knee, self.budget, self.factor
+        step_s, prompt_s, sequence_s, context_s, token_s, attended_s, start_s = fit.coefficients
+        uncached = max(uncached, 1)
+        wait_s = abs(self._due_s - now_s) / factor if self._step is not None else start_s
+        sequences, context = self._batch()
+        if (places := sequences + len(self._prompts) + 1 - self.slots) > 0 or self.capacity < _INFINITE:
+            wait_s += self._room_s(places, prompt_tokens)
+        room = budget - sequences
         room = max(room, _FEWEST_PROMPT_TOKENS)
-        tokens, attended, steps = self.stranger_tokens, 0.0, 0.0
-        if self._prompts:
-            joining: list[tuple[float, int]] = []  # tokens until a prompt ahead is complete, and its context
-            for prompt in self._prompts.values():
-                left, computed = prompt.left - prompt.chunk, prompt.computed + prompt.chunk
-                if left:
-                    attended += left * (computed + 0.5 * left)
-                    tokens += left
-                joining.append((tokens, computed + left))
-            steps = -(-(tokens + uncached) // room)
-            for until, context_tokens in joining:
-                share = 1.0 - -(-until // room) / steps  # of the steps it decodes in
-                sequences += share
-                context += share * context_tokens
-        else:
-            steps = -(-(tokens + uncached) // room)
-        ahead, tokens = tokens, tokens + uncached
-        attended += uncached * (prompt_tokens - 0.5 * uncached)
-        last = tokens - (steps - 1) * room + sequences - fit.knee
-        over = (steps - 1) * max(self.budget - fit.knee, 0.0) + (max(0.0, last))
-        per_step = (
-            c[STEPS] + c[PROMPT_STEPS] + c[SEQUENCES] * sequences + c[CONTEXT] * (context + 0.5 * steps * sequences)
-        )
-        work_s = steps * per_step + c[TOKENS] * over + c[ATTENDED] * attended
-        room_s = self._room_s(prompt_tokens)
-        wait_s += room_s + work_s * ahead / tokens
-        return self.factor * (wait_s + work_s * uncached / tokens), self.factor * wait_s
+        ahead, attended = self.stranger_tokens, uncached * (prompt_tokens - 0.5 * uncached)
+        joining: list[tuple[float, int]] = []  # tokens until a prompt ahead is complete, and its context
+        for prompt in self._prompts.values():
+            left, computed = prompt.left - prompt.chunk, prompt.computed + prompt.chunk
+            attended += left * (computed + 0.5 * left)
+            ahead += left
+            joining.append((ahead, computed + left))
+        tokens = ahead + uncached
+        steps = -(-tokens // room)
+        for until, context_tokens in joining:
+            share = 1.0 - -(-until // room) / steps  # of the steps it decodes in
+            sequences += share
+            context += share * context_tokens
+        over = tokens - (steps - 1) * room + sequences - knee  # of the last step; those before it are full
+        over = max(over, 0.0)
+        if steps > 1 and budget > knee:
+            over += (steps - 1) * (budget - knee)
+        per_step_s = step_s + prompt_s + sequence_s * sequences + context_s * (context + 0.5 * steps * sequences)
+        work_s = steps * per_step_s + token_s * over + attended_s * attended
+        wait_s += work_s * ahead / tokens
+        return factor * (wait_s + work_s * uncached / tokens), factor * wait_s
 
-    def itl_work(self, prompt_tokens: int) -> Work:
-        """The work of a decode step once a further request is among the sequences, and all that wait now are."""
-        batch, context = self.running + 1, self.running_context + prompt_tokens
+    def decode_s(self, prompt_tokens: int) -> float:
+        """Seconds of a decode step once a further request is among the sequences, and all that wait now are."""
+        batch, context = self._batch()
+        batch, context = batch + 1, context + prompt_tokens
         for prompt in self._prompts.values():
             batch += 1
             context += prompt.computed + prompt.left
         if batch > self.slots:
             context *= self.slots / batch
             batch = self.slots
-        return [1.0, 0.0, batch, context, max(batch - self._fit.knee, 0.0), 0.0, 0.0]
+        c, over = self._fit.coefficients, batch - self._fit.knee
+        seconds = c[STEPS] + c[SEQUENCES] * batch + c[CONTEXT] * context
+        return self.factor * (seconds + c[TOKENS] * over if over > 0.0 else seconds)
 
     def check(self, prompts: Sequence[int], streams: Sequence[int]) -> None:
         """Raise InternalError if an invariant does not hold; `prompts` and `streams` are the legs by the router's ledger."""
@@ -270,6 +268,8 @@ class Shadow:
 
     def _advance(self, now_s: float) -> None:
         """Take all steps that have ended by now, up to one in which a first byte is due."""
+        if self._planned and self._due_s > now_s:
+            return
         while self._step is not None:
             if not self._planned:
                 self._plan()
@@ -286,20 +286,25 @@ class Shadow:
 
     def _decode_until(self, now_s: float) -> None:
         """Take plain decode steps, all at once: each takes a little longer than the one before."""
-        assert self._step is not None
-        batch = self._step[SEQUENCES]
+        step = self._step
+        assert step is not None
+        batch = step[SEQUENCES]
         first_s = self._due_s - self._began_s
         longer_s = self.factor * self._fit.coefficients[CONTEXT] * batch
         span_s = now_s - self._began_s
-        steps = span_s / first_s
-        steps = max(int(span_s / (first_s + 0.5 * longer_s * steps)), 1)
+        steps = int(span_s / (first_s + 0.5 * longer_s * span_s / first_s)) or 1
         work = self.work = self.work.copy()
-        for place in (STEPS, SEQUENCES, TOKENS):
-            work[place] += steps * self._step[place]
-        work[CONTEXT] += steps * (self._step[CONTEXT] + 0.5 * batch * (steps - 1))
+        work[STEPS] += steps
+        work[SEQUENCES] += steps * batch
+        work[TOKENS] += steps * step[TOKENS]
+        work[CONTEXT] += steps * (step[CONTEXT] + 0.5 * batch * (steps - 1))
         self.context += steps * len(self._streams)
         self._began_s += steps * (first_s + 0.5 * longer_s * (steps - 1))
-        self._planned = False
+        if self._prompts:
+            self._planned = False
+        else:  # the next step is as planned, with more context
+            step[CONTEXT] += steps * batch
+            self._due_s = self._began_s + first_s + steps * longer_s
 
     def _commit(self, now_s: float) -> None:
         """The step under way is over; the next one begins."""
@@ -327,7 +332,7 @@ class Shadow:
         """Plan the step under way."""
         step, fit = self._step, self._fit
         assert step is not None
-        batch = len(self._streams) + self.strangers
+        batch, context = self._batch()
         tokens, attended = 0, 0.0
         self._first_byte_due = False
         if self._prompts:
@@ -337,7 +342,7 @@ class Shadow:
             1.0,
             1.0 if tokens else 0.0,
             batch,
-            self.running_context,
+            context,
             max(0.0, over),
             attended,
             step[STARTS],
@@ -419,18 +424,24 @@ class Shadow:
 
     # -- parts of the forecast
 
-    def _room_s(self, prompt_tokens: int) -> float:
+    def _batch(self) -> tuple[float, float]:
+        """Sequences in decode, and their KV tokens."""
+        ours = len(self._streams)
+        if not self.strangers:
+            return ours, self.context
+        return ours + self.strangers, self.context * (1.0 + self.strangers / max(ours, 1))
+
+    def _room_s(self, places: float, prompt_tokens: int) -> float:
         """How long until enough sequences have ended for all that wait, and one more, to have places and KV memory.
 
-        Ends come evenly: in as many steps as an answer has tokens, all that runs now has been replaced once.
+        `places`: how many are missing. Ends come evenly: in as many steps as an answer has tokens, all that runs now has been replaced
+        once.
         """
-        running = self.running
-        places = running + len(self._prompts) + 1 - self.slots
-        tokens = self.running_context + prompt_tokens - self.shared - self.capacity
+        running, context = self._batch()
+        tokens = context + prompt_tokens - self.shared - self.capacity
         for prompt in self._prompts.values():
             tokens += prompt.computed + prompt.left
         if (places <= 0 and tokens <= 0) or not self._streams:
             return 0.0
-        context = self.running_context
         batch_s = self._fit.seconds([1.0, 0.0, running, context, max(running - self._fit.knee, 0.0), 0.0, 0.0])
         return batch_s * self.output_tokens * max(places / running, tokens / max(context, 1.0))

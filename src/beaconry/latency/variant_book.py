@@ -7,7 +7,7 @@ it is from now to average is learnt by least squares, as one number.
 from msgspec import Struct
 
 from beaconry.latency.conformal import Range, Residuals
-from beaconry.latency.step_fit import STEPS, StepFit, StepTimes, Work
+from beaconry.latency.step_fit import ATTENDED, PROMPT_STEPS, STEPS, TOKENS, StepFit, StepTimes, Work
 from beaconry.latency.track_record import Accuracy, Quantity, TrackRecord
 from beaconry.values.candidate import Forecast, Prediction, Source
 
@@ -22,6 +22,18 @@ _MEAN_KEPT = 0.97
 _BLEND_KEPT = 0.99
 _BLEND_PRIOR = 0.02
 """Weight of the belief that the batch of now and the average one matter alike."""
+
+
+class Raw(Struct, frozen=True, gc=False):
+    """What a shadow says of one placement, before anything that past predictions have taught."""
+
+    ttft_s: float
+    regime: int
+    """0 to `REGIMES` - 1."""
+    itl_now_s: float
+    """With the batch of now, and as much prefill beside it as on average."""
+    itl_average_s: float
+    """With what steps have to do on average."""
 
 
 class Foreseen(Struct, frozen=True, kw_only=True, gc=False):
@@ -81,27 +93,33 @@ class VariantBook:
         # ITL = average + blend x (now - average): sums of products for the blend.
         self._blend_above = 0.5 * _BLEND_PRIOR
         self._blend_below = _BLEND_PRIOR
+        self._blend = 0.5
 
     # -- forecasts
 
-    def foresee(self, ttft_s: float, regime: int, itl_now_s: float, itl_average_s: float) -> Foreseen:
+    def foresee(self, raw: Raw) -> Foreseen:
         """The shadow's predictions with the ranges of this moment."""
-        mine = self._ttft[regime]
-        blend = min(max(self._blend_above / self._blend_below, 0.0), 1.0)
         return Foreseen(
-            ttft_s=ttft_s,
-            regime=regime,
-            ttft=mine.range if mine.known else self._any_ttft.range,
-            itl_now_s=itl_now_s,
-            itl_average_s=itl_average_s,
-            itl_s=itl_average_s + blend * (itl_now_s - itl_average_s),
+            ttft_s=raw.ttft_s,
+            regime=raw.regime,
+            ttft=self._ttft_range(raw.regime),
+            itl_now_s=raw.itl_now_s,
+            itl_average_s=raw.itl_average_s,
+            itl_s=self._itl_s(raw),
             itl=self._itl.range,
         )
 
-    def forecast(self, foreseen: Foreseen, closed: Prediction | None, strictest_itl_s: float | None) -> Forecast:
+    def _ttft_range(self, regime: int) -> Range:
+        mine = self._ttft[regime]
+        return mine.range if mine.known else self._any_ttft.range
+
+    def _itl_s(self, raw: Raw) -> float:
+        return raw.itl_average_s + self._blend * (raw.itl_now_s - raw.itl_average_s)
+
+    def forecast(self, raw: Raw, closed: Prediction | None, strictest_itl_s: float | None) -> Forecast:
         """The shadow's forecast, or with `closed` that of the closed form."""
         if closed is None:
-            ttft_s, itl_s, ttft, itl = foreseen.ttft_s, foreseen.itl_s, foreseen.ttft, foreseen.itl
+            ttft_s, itl_s, ttft, itl = raw.ttft_s, self._itl_s(raw), self._ttft_range(raw.regime), self._itl.range
         else:
             ttft_s, itl_s, ttft, itl = closed.ttft_s, closed.itl_s, self._closed_ttft.range, self._closed_itl.range
         return Forecast(
@@ -155,6 +173,7 @@ class VariantBook:
         fresh = (1.0 - _BLEND_KEPT) * _BLEND_PRIOR
         self._blend_above = _BLEND_KEPT * self._blend_above + apart * reached + 0.5 * fresh
         self._blend_below = _BLEND_KEPT * self._blend_below + apart * apart + fresh
+        self._blend = min(max(self._blend_above / self._blend_below, 0.0), 1.0)
         if closed is not None:
             self._judge_closed(Quantity.ITL, self._closed_itl, closed.itl_s, actual_s)
 
@@ -179,17 +198,30 @@ class VariantBook:
 class MeanStep:
     """What a step that legs decode in has to do, on average over the latest legs, each by its number of steps."""
 
-    __slots__ = ("sums",)
+    __slots__ = ("_coefficients", "_seconds", "_sums")
 
     def __init__(self) -> None:
-        self.sums: Work = []
+        self._sums: Work = []
         """By weight; empty before the first leg."""
+        self._coefficients: Work = []
+        """Those that `_seconds` was worked out with; empty when it must be anew."""
+        self._seconds = (0.0, 0.0)
 
     def add(self, work: Work) -> None:
         """The steps of one leg's decode."""
-        self.sums = [_MEAN_KEPT * a + b for a, b in zip(self.sums, work, strict=True)] if self.sums else work
+        sums = self._sums
+        self._sums = [_MEAN_KEPT * a + b for a, b in zip(sums, work, strict=True)] if sums else work
+        self._coefficients = []
 
-    def step(self) -> Work | None:
-        """The mean; None before the first leg."""
-        sums = self.sums
-        return [part / sums[STEPS] for part in sums] if sums else None
+    def seconds(self, fit: StepFit) -> tuple[float, float] | None:
+        """What the mean step takes, and how much of it is the prefill beside the decoding; None before the first leg."""
+        sums = self._sums
+        if not sums:
+            return None
+        c = fit.coefficients
+        if c is not self._coefficients:
+            steps = sums[STEPS]
+            prefill_s = c[PROMPT_STEPS] * sums[PROMPT_STEPS] + c[TOKENS] * sums[TOKENS] + c[ATTENDED] * sums[ATTENDED]
+            self._seconds = fit.seconds(sums) / steps, prefill_s / steps
+            self._coefficients = c
+        return self._seconds
