@@ -6,6 +6,8 @@ a first token within two seconds loses two. So an objective moves a request only
 it, nor where none does; and a certain gain outweighs an uncertain one. An engine where the strictest stream already running would be
 broken by this request costs as much again.
 
+Forecasts are made from the least cost upwards, and none where it cannot matter any more: a price is never below zero.
+
 The clock of TTFT starts at arrival, so time already waited counts. Requests without objectives are left to the inner policy as they are.
 Where forecasts have been wrong of late, the fewest uncached tokens decide among the few.
 """
@@ -19,7 +21,7 @@ from beaconry.values.decision import Ranking
 from beaconry.values.request import Request
 
 FEW = 3
-"""Candidates that are forecast: the best by the inner policy."""
+"""Candidates that may be forecast: the best by the inner policy."""
 _TOKENS = 100
 """A request with an objective for the time between tokens only is promised this many of them: a paragraph."""
 
@@ -39,12 +41,20 @@ class Objectives:
         if (request.slo_ttft_s is None and request.slo_itl_s is None) or not totals:
             return ranking
         few = sorted(range(len(candidates)), key=totals.__getitem__)[:FEW]
-        forecasts = {i: self._forecasts.forecast(request, candidates[i], now_s) for i in few}
+        forecasts: dict[int, Forecast] = {}
+        winner, least_s, promising = few[0], float("inf"), False
+        for i in few:
+            if promising and totals[i] >= least_s:
+                break  # neither does it win, whatever it is forecast, nor the ones after it
+            forecast = forecasts[i] = self._forecasts.forecast(request, candidates[i], now_s)
+            total_s = totals[i] + price_s(request, forecast, now_s)
+            if total_s < least_s:
+                winner, least_s = i, total_s
+            if forecast.source is not Source.TOKEN_LOAD and hopeless_s(request, (forecast,), now_s) is None:
+                promising = True
         if all(forecast.source is Source.TOKEN_LOAD for forecast in forecasts.values()):
             winner = min(few, key=lambda i: _token_load(request, candidates[i]))
             return _with(ranking, winner, forecasts, "fewest uncached tokens: forecasts have been wrong of late")
-        prices = {i: price_s(request, forecasts[i], now_s) for i in few}
-        winner = min(few, key=lambda i: totals[i] + prices[i])
         if winner == ranking.winner:
             return _with(ranking, winner, forecasts, ranking.why)
         return _with(ranking, winner, forecasts, "more likely to keep the objectives")

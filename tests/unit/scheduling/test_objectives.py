@@ -125,10 +125,53 @@ def test_without_trust_in_forecasts_the_fewest_uncached_tokens_win():
     assert ranking.winner == 2
 
 
-def test_only_the_few_best_are_forecast():
-    table = Table()
-    winner(table, request(slo_ttft_s=0.5), names="abcdefgh")
-    assert table.asked == list("abcdefgh")[:FEW]
+def test_only_the_few_best_are_forecast_and_none_that_cannot_win():
+    hopeless, easy, even = Table(**dict.fromkeys("abcdefgh", forecast(9.0))), Table(), Table(a=forecast(0.6))
+    for table in (hopeless, easy, even):
+        winner(table, request(slo_ttft_s=0.5), names="abcdefgh")
+    assert hopeless.asked == list("abcdefgh")[:FEW]
+    assert easy.asked == ["a"]
+    assert even.asked == list("ab")  # the lower end of the first is late: whether all are, must be known
+
+
+FORECASTS = st.builds(
+    forecast,
+    st.sampled_from([0.1, 0.5, 1.0, 2.0, 5.0]),
+    st.sampled_from([0.01, 0.02, 0.04]),
+    source=st.sampled_from([*Source]),
+    strictest_itl_s=st.sampled_from([None, 0.02]),
+)
+
+
+class Costs:
+    """The inner policy: given costs."""
+
+    def __init__(self, totals):
+        self.totals = totals
+
+    def rank(self, request, candidates, now_s, rng):
+        return Ranking(winner=0, totals=self.totals, why="the first")
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0]), FORECASTS), min_size=1, max_size=6),
+    st.sampled_from([None, 0.3, 1.0, 3.0]),
+    st.sampled_from([None, 0.02]),
+)
+def test_what_is_not_forecast_would_have_changed_nothing(rows, slo_ttft_s, slo_itl_s):
+    wanted = request(slo_ttft_s=slo_ttft_s, slo_itl_s=slo_itl_s)
+    totals = [total for total, _ in rows]
+    candidates = fleet(*(f"e{i}" for i in range(len(rows))))
+    table = Table(**{f"e{i}": one for i, (_, one) in enumerate(rows)})
+    ranking = Objectives(Costs(totals), table).rank(wanted, candidates, 10.0, Random(1))
+    if slo_ttft_s is None and slo_itl_s is None:
+        return
+    few = sorted(range(len(rows)), key=totals.__getitem__)[:FEW]
+    forecasts = [rows[i][1] for i in few]
+    if any(one.source is not Source.TOKEN_LOAD for one in forecasts):
+        assert ranking.winner == min(few, key=lambda i: totals[i] + price_s(wanted, rows[i][1], 10.0))
+    judged = list(ranking.forecasts.values())
+    assert hopeless_s(wanted, judged, 10.0) == hopeless_s(wanted, forecasts, 10.0)
 
 
 def test_a_decision_tells_forecasts_and_why_a_cheaper_candidate_lost():
