@@ -74,17 +74,18 @@ class _Twin:
 class _Open:
     """One leg in flight, and what was foreseen for it at dispatch: None if it does not stream, for then it shows neither TTFT nor ITL."""
 
-    __slots__ = ("closed", "dispatched_s", "first_s", "foreseen", "mark", "twin")
+    __slots__ = ("closed", "dispatched_s", "first_s", "foreseen", "mark", "teaches", "twin")
 
-    def __init__(self, twin: _Twin, foreseen: Foreseen | None, closed: Prediction | None, now_s: float) -> None:
+    def __init__(self, twin: _Twin, foreseen: Foreseen | None, now_s: float) -> None:
         self.twin = twin
         self.foreseen = foreseen
-        self.closed = closed
+        self.teaches = foreseen is not None and twin.book.teaches(now_s)
+        self.closed: Prediction | None = None
         """The closed form's prediction, if that is to be judged as well."""
         self.dispatched_s = now_s
         self.first_s: float | None = None
         self.mark: Work = []
-        """What the engine had done at its first byte."""
+        """What the engine had done at its first byte; of a leg that teaches."""
 
 
 class Forecasts:
@@ -131,12 +132,13 @@ class Forecasts:
                 return
             self._idle = False
         twin = self._twin(candidate.endpoint)
-        foreseen = closed = None
+        foreseen = None
         if request.stream:
             known = self._raw.get(twin.endpoint.name) if self._asked == (request.id, now_s) else None
             foreseen = twin.book.foresee(self._ask(request, candidate, twin, now_s) if known is None else known)
-            closed = self._rates.predict(request, candidate) if twin.book.judges_closed() else None
-        self._open[leg] = _Open(twin, foreseen, closed, now_s)
+        opened = self._open[leg] = _Open(twin, foreseen, now_s)
+        if opened.teaches and twin.book.judges_closed():
+            opened.closed = self._rates.predict(request, candidate)
         if request.slo_itl_s is not None:
             twin.begin_objective(leg, request.slo_itl_s)
         twin.shadow.dispatch(
@@ -154,11 +156,13 @@ class Forecasts:
             return
         twin = opened.twin
         twin.shadow.first_byte(leg, now_s)
-        self._take_seen(twin)
         opened.first_s = now_s
-        opened.mark = twin.shadow.work
+        if opened.teaches:
+            self._take_seen(twin)
+            opened.mark = twin.shadow.work
         if twin.legs >= _FIRST_LEGS:
-            twin.book.judge_ttft(opened.foreseen, opened.closed, now_s - opened.dispatched_s)
+            took_s = now_s - opened.dispatched_s
+            twin.book.judge_ttft(opened.foreseen, opened.closed, took_s, teaches=opened.teaches)
 
     def ended(self, leg: int, usage: Usage | None, now_s: float, *, finished: bool) -> None:
         """A leg is over; `usage` is what the engine reported, if it `finished` and did."""
@@ -168,7 +172,8 @@ class Forecasts:
         twin = opened.twin
         twin.end_objective(leg)
         twin.shadow.end(leg, now_s, finished=finished and opened.foreseen is not None)
-        self._take_seen(twin)
+        if opened.teaches:
+            self._take_seen(twin)
         if finished and usage is not None and usage.completion_tokens:
             twin.shadow.output_tokens = self._rates.output_tokens(twin.endpoint.variant)
             twin.legs += 1
@@ -255,18 +260,20 @@ class Forecasts:
 
 
 def _learn_decode(opened: _Open, steps: int, now_s: float) -> None:
-    """Learn from a leg's whole decode: of its steps the number is known, and what went on in them from the shadow."""
+    """Judge and learn from a leg's whole decode: of its steps the number is known, and what went on in them from the shadow."""
     twin, foreseen = opened.twin, opened.foreseen
-    if foreseen is None or opened.first_s is None:
+    if foreseen is None or opened.first_s is None or now_s <= opened.first_s:
         return
     seconds = now_s - opened.first_s
+    twin.book.judge_itl(foreseen, opened.closed, seconds / steps, teaches=opened.teaches)
+    if not opened.teaches:
+        return
     work = [after - before for after, before in zip(twin.shadow.work, opened.mark, strict=True)]
-    if seconds <= 0.0 or work[STEPS] <= 0.0:
+    if work[STEPS] <= 0.0:
         return
     scale = steps / work[STEPS]
     work[STEPS] = steps
     work[SEQUENCES] *= scale
     work[CONTEXT] *= scale
     twin.book.learn(work, seconds / twin.shadow.factor)
-    twin.book.judge_itl(foreseen, opened.closed, seconds / steps)
     twin.mean.add(work)

@@ -55,30 +55,31 @@ class Accuracy(Struct, frozen=True, kw_only=True):
 class Errors:
     """The outcomes of one predictor and quantity."""
 
-    __slots__ = ("_covered", "_drift", "_recent", "mean", "outcomes")
+    __slots__ = ("_drift", "_latest", "mean", "outcomes")
 
     def __init__(self) -> None:
         self.outcomes = 0
         self.mean = 0.0
         """Running mean of |log(actual / predicted)|."""
         self._drift = 0.0
-        self._recent: deque[float] = deque(maxlen=_RECENT)
-        self._covered: deque[bool] = deque(maxlen=_RECENT)
+        self._latest: deque[tuple[float, float, float | None]] = deque(maxlen=_RECENT)
+        """Predicted, actual, upper end: what they amount to is worked out when somebody looks."""
 
     def note(self, predicted: float, actual: float, high: float | None) -> None:
         """A prediction and its outcome, above 0; `high`: the upper end of its range."""
-        error = log(actual / predicted)
+        self._latest.append((predicted, actual, high))
         self.outcomes += 1
         gain = max(_GAIN, 1.0 / self.outcomes)
-        self.mean += gain * (min(abs(error), _CLIP) - self.mean)
-        self._drift += gain * (min(max(error, -_CLIP), _CLIP) - self._drift)
-        self._recent.append(abs(predicted / actual - 1.0))
-        if high is not None:
-            self._covered.append(actual <= high)
+        error = log(actual / predicted)
+        if not -_CLIP < error < _CLIP:
+            error = _CLIP if error > 0.0 else -_CLIP
+        self.mean += gain * (abs(error) - self.mean)
+        self._drift += gain * (error - self._drift)
 
     def accuracy(self) -> Accuracy:
         """As it is now."""
-        recent, covered = self._recent, self._covered
+        recent = [abs(predicted / actual - 1.0) for predicted, actual, _ in self._latest]
+        covered = [actual <= high for _, actual, high in self._latest if high is not None]
         return Accuracy(
             outcomes=self.outcomes,
             mape=sum(recent) / len(recent) if recent else None,
@@ -96,6 +97,7 @@ class TrackRecord:
 
     def __init__(self) -> None:
         self.errors = {(source, quantity): Errors() for source in _BANDS for quantity in Quantity}
+        self._rivals = self.errors[Source.SHADOW, Quantity.TTFT], self.errors[Source.CLOSED_FORM, Quantity.TTFT]
         self.source = Source.SHADOW
         self.fallbacks = 0
         """Times a predictor was given up for a simpler one."""
@@ -108,11 +110,13 @@ class TrackRecord:
             return
         self.errors[source, quantity].note(predicted, actual, high)
         if quantity is Quantity.TTFT and source is Source.SHADOW:
-            before, self.source = self.source, self._choose()
-            self.fallbacks += _ORDER.index(self.source) > _ORDER.index(before)
+            chosen = self._choose()
+            if chosen is not self.source:
+                self.fallbacks += _ORDER.index(chosen) > _ORDER.index(self.source)
+                self.source = chosen
 
     def _choose(self) -> Source:
-        shadows, closed_forms = (self.errors[source, Quantity.TTFT] for source in _BANDS)
+        shadows, closed_forms = self._rivals
         if shadows.outcomes < _FEW or closed_forms.outcomes < _FEW:
             return self.source
         shadow, closed = shadows.mean, closed_forms.mean

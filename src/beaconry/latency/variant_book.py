@@ -16,7 +16,9 @@ REGIMES = 8
 prompt cached."""
 _SETTLED = 200
 _EVERY = 8
-"""Once settled, the fit takes every eighth lesson, and every eighth request judges the closed form: more costs time and changes little."""
+"""Once settled, the fit takes every eighth lesson, and every eighth leg that teaches judges the closed form: more changes little."""
+_LEGS_PER_S = 20.0
+"""Once settled, so many legs a second teach, and of more a sample. A busy fleet thus learns as fast as a quiet one, at no more cost."""
 _MEAN_KEPT = 0.97
 """What a leg keeps of its weight in the mean step when the next one has ended: about the last thirty count."""
 _BLEND_KEPT = 0.99
@@ -83,7 +85,9 @@ class VariantBook:
         self.fit = StepFit(name)
         self.record = TrackRecord()
         self._lessons = 0
-        self._judged = 0
+        self._taught = 0
+        self._next_s = 0.0
+        """From when on a leg may teach, once settled."""
         # Ratios of actual to predicted times: the shadow's TTFT by regime, and for those that have too few yet together.
         self._ttft = [Residuals(coverage) for _ in range(REGIMES)]
         self._any_ttft = Residuals(coverage)
@@ -142,19 +146,29 @@ class VariantBook:
         if self.fit.observed < _SETTLED or self._lessons % _EVERY == 0:
             self.fit.observe(work, seconds)
 
-    def judges_closed(self) -> bool:
-        """The closed form is to be judged by the request now sent."""
-        self._judged += 1
-        return self._judged < _SETTLED or self._judged % _EVERY == 0
+    def teaches(self, now_s: float) -> bool:
+        """The leg now sent is to teach."""
+        if self._taught >= _SETTLED:
+            if now_s < self._next_s:
+                return False
+            self._next_s = max(self._next_s, now_s - 1.0) + 1.0 / _LEGS_PER_S
+        self._taught += 1
+        return True
 
-    def judge_ttft(self, foreseen: Foreseen, closed: Prediction | None, actual_s: float) -> None:
-        """Hold the predictions of a TTFT against it, that of the closed form if there is one."""
+    def judges_closed(self) -> bool:
+        """The closed form is to be judged by the leg now sent, which teaches."""
+        return self._taught < _SETTLED or self._taught % _EVERY == 0
+
+    def judge_ttft(self, foreseen: Foreseen, closed: Prediction | None, actual_s: float, *, teaches: bool) -> None:
+        """Hold the predictions of a TTFT against it, that of the closed form if there is one; learn from it if it `teaches`."""
         if actual_s <= 0.0:
             return
         raw_s, mine = foreseen.ttft_s, self._ttft[foreseen.regime]
         high_s = raw_s * foreseen.ttft.high
         covered = actual_s <= high_s
         self.record.note(Source.SHADOW, Quantity.TTFT, raw_s * foreseen.ttft.middle, actual_s, high_s)
+        if not teaches:
+            return
         if mine.known:
             mine.add(actual_s / raw_s, covered=covered)
         else:
@@ -163,10 +177,12 @@ class VariantBook:
         if closed is not None:
             self._judge_closed(Quantity.TTFT, self._closed_ttft, closed.ttft_s, actual_s)
 
-    def judge_itl(self, foreseen: Foreseen, closed: Prediction | None, actual_s: float) -> None:
-        """Hold the predictions of a mean ITL against it, and learn how far the batch of now matters."""
+    def judge_itl(self, foreseen: Foreseen, closed: Prediction | None, actual_s: float, *, teaches: bool) -> None:
+        """Hold the predictions of a mean ITL against it; learn from it, also how far the batch of now matters, if it `teaches`."""
         raw_s, high_s = foreseen.itl_s, foreseen.itl_s * foreseen.itl.high
         self.record.note(Source.SHADOW, Quantity.ITL, raw_s * foreseen.itl.middle, actual_s, high_s)
+        if not teaches:
+            return
         self._itl.add(actual_s / raw_s, covered=actual_s <= high_s)
         apart = (foreseen.itl_now_s - foreseen.itl_average_s) / actual_s
         reached = (actual_s - foreseen.itl_average_s) / actual_s

@@ -40,6 +40,7 @@ class Objectives:
         totals = ranking.totals
         if (request.slo_ttft_s is None and request.slo_itl_s is None) or not totals:
             return ranking
+        left_s = float("inf") if request.slo_ttft_s is None else request.arrived_s + request.slo_ttft_s - now_s
         few = sorted(range(len(candidates)), key=totals.__getitem__)[:FEW]
         forecasts: dict[int, Forecast] = {}
         winner, least_s, promising = few[0], float("inf"), False
@@ -50,7 +51,7 @@ class Objectives:
             total_s = totals[i] + price_s(request, forecast, now_s)
             if total_s < least_s:
                 winner, least_s = i, total_s
-            if forecast.source is not Source.TOKEN_LOAD and hopeless_s(request, (forecast,), now_s) is None:
+            if forecast.source is not Source.TOKEN_LOAD and forecast.ttft_low_s <= left_s:
                 promising = True
         if all(forecast.source is Source.TOKEN_LOAD for forecast in forecasts.values()):
             winner = min(few, key=lambda i: _token_load(request, candidates[i]))

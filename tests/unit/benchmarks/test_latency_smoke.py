@@ -24,3 +24,11 @@ def test_slo_counts_every_request_of_every_class(tmp_path: Path):
     assert [row["policy"] for row in rows] == ["objectives", "token-load"]
     assert all(row["requests"] == 240 for row in rows)
     assert all(set(row["classes"]) == {"strict", "standard", "relaxed"} for row in rows)
+
+
+def test_request_cost_tells_what_is_added(tmp_path):
+    printed, figures = smoke("request_cost", tmp_path)
+    assert "added, us" in printed
+    assert len(figures) == 3
+    assert all(0 < row["neither_us"] < row["both_us"] for row in figures)
+    assert figures[0]["in_flight"] < 5 < figures[1]["in_flight"] < figures[2]["in_flight"]

@@ -4,7 +4,7 @@ from prometheus_client.core import Metric
 
 from beaconry.io.forecast_metrics import forecast_metrics
 from beaconry.latency.track_record import Quantity
-from beaconry.latency.variant_book import VariantBook
+from beaconry.latency.variant_book import Raw, VariantBook
 from beaconry.values.candidate import Prediction
 
 CLOSED = Prediction(ttft_s=0.2, wait_s=0.0, itl_s=0.04, decode_s=4.0, token_s=1e-4)
@@ -19,9 +19,9 @@ def page(books):
 def test_error_coverage_and_drift_are_told_by_predictor_and_quantity():
     book = VariantBook("v", 0.9)
     for _ in range(50):
-        foreseen = book.foresee(0.1, 0, 0.02, 0.02)
-        book.judge_ttft(foreseen, CLOSED, 0.125)
-        book.judge_itl(foreseen, CLOSED, 0.02)
+        foreseen = book.foresee(Raw(0.1, 0, 0.02, 0.02))
+        book.judge_ttft(foreseen, CLOSED, 0.125, teaches=True)
+        book.judge_itl(foreseen, CLOSED, 0.02, teaches=True)
     found = page({"v": book})
     assert found["beaconry_predictions_total", "v", "shadow", "ttft"] == 50
     assert found["beaconry_prediction_coverage_ratio", "v", "shadow", Quantity.TTFT.value] > 0.9

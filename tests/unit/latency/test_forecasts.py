@@ -15,6 +15,7 @@ from beaconry.kvindex.exact import ExactIndex
 from beaconry.latency.forecasts import Forecasts
 from beaconry.latency.rates import RateBook
 from beaconry.latency.track_record import Quantity
+from beaconry.latency.variant_book import Raw, VariantBook
 from beaconry.plugins.registry import Registry
 from beaconry.router.caches import Caches
 from beaconry.router.router import Router
@@ -111,6 +112,21 @@ def test_nothing_is_followed_before_somebody_has_an_objective():
     forecasts.check()
     forecasts.ended(3, None, 1.8, finished=False)
     serve(forecasts, 4, 2.0, 0.2)
+
+
+@pytest.mark.parametrize(("per_s", "taught_per_s"), [(5, 5), (20, 20), (500, 20)])
+def test_of_many_legs_a_second_some_teach_and_all_are_judged(per_s, taught_per_s):
+    book = VariantBook("v", 0.9)
+    for number in range(300):  # settled
+        book.teaches(number)
+    taught = 0
+    for number in range(10 * per_s):
+        now_s = 1000.0 + number / per_s
+        teaches = book.teaches(now_s)
+        taught += teaches
+        book.judge_ttft(book.foresee(Raw(0.1, 0, 0.02, 0.02)), None, 0.1, teaches=teaches)
+    assert taught == pytest.approx(10 * taught_per_s, abs=taught_per_s)
+    assert book.statistics().accuracy[Source.SHADOW, Quantity.TTFT].outcomes == 10 * per_s
 
 
 def test_an_engine_beyond_prediction_is_forecast_by_the_closed_form_or_nobody_and_again_when_it_calms_down():
