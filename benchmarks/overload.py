@@ -54,7 +54,7 @@ ENGINES = 4
 TIMING = LinearStepTime(fixed_s=0.02, per_seq_s=3e-4, per_context_token_s=2e-8, prefill_tps=32_000)
 SETTINGS = EngineSettings(num_blocks=4096, max_num_seqs=32, max_num_batched_tokens=2048)
 """65,536 KV tokens: long prompts fill the memory, long outputs the places."""
-WARMUP_S, COUNTED_S = 20.0, 40.0
+WARMUP_S, COUNTED_S = 30.0, 60.0
 GOOD_S = 10.0
 LOADS = (70, 100, 150)
 FULL_RATE = {"short chats": 37.0, "long prompts": 9.2, "long outputs": 4.7, "shared prefixes": 40.0, "mixed": 5.2}

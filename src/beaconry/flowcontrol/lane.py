@@ -1,51 +1,15 @@
 """The requests that wait for the same engines: their bands, highest first, and how fast they go."""
 
 from collections.abc import Callable
-from math import exp, inf
 
 from beaconry.config.flow import BandConfig
 from beaconry.flowcontrol.band import Band
+from beaconry.flowcontrol.demand import Demand
+from beaconry.flowcontrol.pace import Pace
 from beaconry.flowcontrol.ticket import Ticket
 
 OTHER = "other"
 """The name of all bands that are not configured."""
-PACE_S = 5.0
-"""What was dispatched so long ago counts for a third: requests take seconds each."""
-FADE_S = 0.1
-"""Within so short a time all count alike, which spares an exponential for each."""
-
-
-class Pace:
-    """Dispatches per second, the recent ones counting most."""
-
-    __slots__ = ("_at_s", "_count", "_span_s")
-
-    def __init__(self) -> None:
-        self._count = 0.0
-        self._span_s = 0.0
-        self._at_s = -inf
-
-    def note(self, now_s: float) -> None:
-        """One more. The first one only starts the clock."""
-        if now_s - self._at_s > FADE_S:
-            if self._at_s == -inf:
-                self._at_s = now_s
-                return
-            self._fade(now_s)
-        self._count += 1.0
-
-    def per_s(self, now_s: float) -> float:
-        """Dispatches per second; 0 before the second one."""
-        self._fade(now_s)
-        return self._count / self._span_s if self._span_s > 0 else 0.0
-
-    def _fade(self, now_s: float) -> None:
-        past_s = now_s - self._at_s
-        if 0 < past_s < inf:
-            kept = exp(-past_s / PACE_S)
-            self._count *= kept
-            self._span_s = self._span_s * kept + PACE_S * (1 - kept)
-            self._at_s = now_s
 
 
 class Lane:
@@ -57,6 +21,8 @@ class Lane:
         self.bands: dict[int, Band] = {}
         """By priority, highest first."""
         self.pace = Pace()
+        """Of dispatches."""
+        self.demand = Demand()
         for config in configured:
             self._add(config)
 

@@ -58,7 +58,8 @@ class Rates(Struct, frozen=True, kw_only=True):
     itl_batch_s: float
     """What each sequence in the batch adds to it."""
     slots: float
-    """Sequences that run at once; infinite until seen otherwise."""
+    """Sequences from which on others wait, be it for places or for memory; infinite until seen otherwise. A guess for predictions: what has
+    to be sure is in `places.py`."""
     decode_s: float
     """Mean time from first token to last."""
     output_tokens: float
@@ -147,6 +148,24 @@ class RateBook:
         """How long what is there already keeps the `running`-th request on `endpoint` from its prefill."""
         known = self._variants.get(endpoint.variant) or self._variant(endpoint.variant)
         return self._factors.get(endpoint.name, 1.0) * _ahead_s(known, running, prefill_tokens)
+
+    def prefill_s(self, endpoint: Endpoint, tokens: float) -> float:
+        """Engine time that computing `tokens` prompt tokens takes on `endpoint`, in seconds."""
+        return self._factors.get(endpoint.name, 1.0) * self._variant(endpoint.variant).prefill.slope * tokens
+
+    def itl_s(self, endpoint: Endpoint, batch: int) -> float:
+        """Time between tokens in a batch of so many."""
+        return self._factors.get(endpoint.name, 1.0) * self._variant(endpoint.variant).decoding.at(batch)
+
+    def next_end_s(self, endpoint: Endpoint, decoding: int) -> float:
+        """How long it takes until one of so many sequences ends, where they are in the midst of it."""
+        return self._variant(endpoint.variant).decode_s / max(decoding, 1)
+
+    def is_late(self, endpoint: Endpoint, ttft_s: float, tokens: int) -> bool:
+        """A first byte that comes so long after its dispatch, or has not come by then, is not explained by `tokens` of prefill."""
+        return ttft_s > CLIP * self._factors.get(endpoint.name, 1.0) * self._variant(endpoint.variant).prefill.at(
+            tokens
+        )
 
     def observe_first_token(
         self, endpoint: Endpoint, *, ttft_s: float, tokens: int, in_flight: int, decoding: int

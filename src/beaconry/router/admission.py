@@ -19,15 +19,17 @@ from msgspec import Struct
 from beaconry.config.flow import Flow
 from beaconry.flowcontrol.band import Band
 from beaconry.flowcontrol.control import FlowControl
-from beaconry.flowcontrol.lane import Pace
+from beaconry.flowcontrol.demand import Demand
+from beaconry.flowcontrol.pace import Pace
 from beaconry.flowcontrol.ticket import Ticket, Why
 from beaconry.latency.rates import RateBook
+from beaconry.router.capacity import Capacity
 from beaconry.router.exchange import Exchange, Leg
 from beaconry.router.member import Member
 from beaconry.router.statistics import WAIT_BOUNDS_S, BandFigures, FlowStatistics, Histogram
 from beaconry.scheduling.objectives import hopeless_s
-from beaconry.values.candidate import Forecast, Prediction
-from beaconry.values.endpoint import Role
+from beaconry.values.candidate import Candidate, Forecast, Prediction
+from beaconry.values.endpoint import LoadSample, Role
 from beaconry.values.errors import InternalError
 from beaconry.values.outcome import Outcome
 from beaconry.values.request import Request, Usage
@@ -51,6 +53,7 @@ class _Way(Struct, frozen=True):
 
     ceiling: float
     pace: Pace
+    demand: Demand
     waits: Histogram
 
 
@@ -61,6 +64,7 @@ class Admission:
         self.queue = FlowControl(flow)
         self._flow = flow
         self._rates = rates
+        self._capacity = Capacity(rates)
         self._maybe_open: set[str] = set()
         """Endpoints not known to be closed. What reopens one puts it back here."""
         self._silent: list[tuple[float, int, Leg]] = []
@@ -92,31 +96,59 @@ class Admission:
         if not members:
             ticket.expires_s = request.arrived_s + self._flow.hold_s
             ticket.why = Why.ENDPOINT
-        passing = not ticket.band.room.requests and self._admits(ticket.band, members, now_s, prefill)
+        passing = not ticket.band.room.requests and self._admits(ticket.band, request, members, now_s, prefill)
         if not (passing or ticket.why):
             ticket.why = self._why(ticket, members, now_s)
         return ticket, self.queue.offer(ticket, passing=passing)
 
     def passes(self, request: Request, members: Sequence[Member], now_s: float, prefill: Sequence[Member] = ()) -> bool:
-        """Nobody waits, and one of `members` is open for the request, and one of `prefill` if there are any: it goes on at once, and no
-        account of it has to be kept."""
+        """A request has come: if nobody waits, and one of `members` is open for it, and one of `prefill` if there are any, it goes on at
+        once, and no account of it has to be kept."""
         queue = self.queue
-        if queue.waiting or queue.keeps_accounts or not members:
+        if not members:
             return False
         lane, priority = members[0].endpoint.model, request.priority
         if prefill:
             lane += SPLIT
         way = self._ways.get((lane, priority)) or self._way(lane, priority)
-        if prefill and not self._any_open(prefill, now_s, way.ceiling):
+        demand = way.demand
+        if demand.lowest != priority or demand.contested:
+            demand.note(priority, request.prompt_tokens, now_s)
+        if queue.waiting or queue.keeps_accounts or (prefill and not self._any_open(prefill, now_s, way.ceiling)):
             return False
+        roomy = self._roomy(request, members, now_s) if demand.contested else None
         for member in members:
-            if (member.ready or member.admits(now_s)) and (
-                not member.prefilling or self.is_open(member, now_s, way.ceiling)
+            if (
+                (member.ready or member.admits(now_s))
+                and (not member.prefilling or self.is_open(member, now_s, way.ceiling))
+                and (roomy is None or member.endpoint.name in roomy)
             ):
                 way.pace.note(now_s)
                 way.waits.add(0.0)
                 return True
         return False
+
+    def choice(
+        self, request: Request, members: list[Member], candidates: list[Candidate], now_s: float
+    ) -> list[Candidate]:
+        """Those of `candidates`, which are `members`, where the request is to be placed: where it would run at once, and takes no room from
+        higher bands; or where so much of its prompt is cached that it is worth the wait. All, if it would run at once nowhere."""
+        lane = self.queue.lane(members[0].endpoint.model)
+        if not lane.demand.contested or not self._flow.enabled:
+            return candidates
+        needed = [request.prompt_tokens - c.matched_tokens * bool(c.sharers) for c in candidates]
+        claim = lane.demand.claim(request.priority, lane.pace, now_s)
+        capacity = self._capacity
+        if claim is None:
+            roomy = {m.endpoint.name for m, need in zip(members, needed, strict=True) if capacity.fits(m, need, now_s)}
+            lane.demand.placed(found_room=bool(roomy))
+        else:
+            leaving = capacity.leaving(claim, members, needed, now_s)
+            roomy = {m.endpoint.name for m in members if m.endpoint.name in leaving and self.is_open(m, now_s)}
+        if not roomy:
+            return candidates
+        matched = max(c.matched_tokens for c in candidates if c.endpoint.name in roomy)
+        return [c for c in candidates if c.endpoint.name in roomy or self._worth_waiting(c, c.matched_tokens - matched)]
 
     def late_s(self, exchange: Exchange, forecasts: Iterable[Forecast], now_s: float) -> float:
         """By how much a request that may be refused for it misses its objective at best; 0: it may be in time, or is served late.
@@ -139,8 +171,10 @@ class Admission:
         """Whose turn it is, if one of the model's endpoints is open for it, and one of `prefill` where it needs one and there are any."""
         if not self._maybe_open:
             return None
-        whole = self.queue.next(model, lambda band: self._admits(band, members, now_s))
-        split = self.queue.next(model + SPLIT, lambda band: self._admits(band, members, now_s, prefill))
+        whole = self.queue.next(model, lambda band: self._admits(band, band.head().request, members, now_s))
+        split = self.queue.next(
+            model + SPLIT, lambda band: self._admits(band, band.head().request, members, now_s, prefill)
+        )
         if whole is None or split is None:
             return whole or split
         return min(whole, split, key=lambda ticket: (-ticket.band.priority, ticket.number))
@@ -176,13 +210,25 @@ class Admission:
         if member.ready or member.last_resort:
             self._maybe_open.add(member.endpoint.name)
 
+    def first_byte(self, leg: Leg, now_s: float) -> None:
+        """A leg has got its first byte."""
+        self._capacity.first_byte(leg, now_s)
+        self.reopen(leg.member)
+
+    def sampled(self, member: Member, sample: LoadSample, now_s: float) -> None:
+        """An engine's metrics were read."""
+        self._capacity.sampled(member, sample, now_s)
+        self.reopen(member)
+
     def forget(self, member: Member) -> None:
         """It gets nothing more."""
+        self._capacity.forget(member.endpoint.name)
         self._maybe_open.discard(member.endpoint.name)
 
     def dispatched(self, leg: Leg, prediction: Prediction | None) -> None:
         """A leg was sent. Of a whole answer the first byte is the last: it counts as prefilled once the predicted time has passed."""
         request = leg.request
+        self._capacity.dispatched(leg)
         if not request.stream:
             if prediction is None:
                 prediction = self._rates.predict(request, leg.candidate)
@@ -195,7 +241,7 @@ class Admission:
         while silent and silent[0][0] <= now_s:
             _, _, leg = heappop(silent)
             if leg.id in leg.member.prefilling:
-                leg.member.first_byte(leg)
+                leg.member.first_byte(leg, now_s)
                 self.reopen(leg.member)
         self.silent_due_s = silent[0][0] if silent else inf
 
@@ -246,7 +292,8 @@ class Admission:
     def _way(self, name: str, priority: int) -> "_Way":
         lane = self.queue.lane(name)
         band = lane.band(priority)
-        way = self._ways[name, priority] = _Way(band.config.ceiling, lane.pace, self._waits_of(name, band))
+        demand = self.queue.lane(name.removesuffix(SPLIT)).demand
+        way = self._ways[name, priority] = _Way(band.config.ceiling, lane.pace, demand, self._waits_of(name, band))
         lane.tidy(band)
         return way
 
@@ -258,18 +305,39 @@ class Admission:
     def _any_open(self, prefill: Sequence[Member], now_s: float, ceiling: float) -> bool:
         return any(self.is_open(member, now_s, ceiling) for member in prefill)
 
-    def _admits(self, band: Band, members: list[Member], now_s: float, prefill: Sequence[Member] = ()) -> bool:
-        """One of `members` is open for the band, and one of `prefill` if there are any; ejected ones count if there are no others."""
+    def _worth_waiting(self, candidate: Candidate, tokens: int) -> bool:
+        """Computing so many more tokens elsewhere takes longer than it takes until a request ends there."""
+        endpoint, rates = candidate.endpoint, self._rates
+        return tokens > 0 and rates.prefill_s(endpoint, tokens) > rates.next_end_s(endpoint, candidate.decoding)
+
+    def _roomy(self, request: Request, members: Sequence[Member], now_s: float) -> set[str] | None:
+        """Endpoints that can take the request and leave room for what higher bands are about to send; None: there is no such band."""
+        if not members or not self._flow.enabled:
+            return None
+        lane = self.queue.lane(members[0].endpoint.model)
+        claim = lane.demand.claim(request.priority, lane.pace, now_s)
+        if claim is None:
+            return None
+        needed = [self._capacity.needs(member, request.prompt_tokens) for member in members]
+        return self._capacity.leaving(claim, members, needed, now_s)
+
+    def _admits(
+        self, band: Band, request: Request, members: list[Member], now_s: float, prefill: Sequence[Member] = ()
+    ) -> bool:
+        """One of `members` is open for the band's next request, and one of `prefill` if there are any; ejected ones count if there are no
+        others."""
         if prefill and not self._any_open(prefill, now_s, band.config.ceiling):
             return False
         maybe_open = self._maybe_open
         last_resort = False
+        roomy = self._roomy(request, members, now_s)
         for member in members:
-            if member.endpoint.name not in maybe_open:
+            name = member.endpoint.name
+            if name not in maybe_open:
                 continue
             if not self.is_open(member, now_s):
-                maybe_open.discard(member.endpoint.name)
-            elif self.is_open(member, now_s, band.config.ceiling):
+                maybe_open.discard(name)
+            elif (roomy is None or name in roomy) and self.is_open(member, now_s, band.config.ceiling):
                 if member.admits(now_s):
                     return True
                 last_resort = True

@@ -16,10 +16,13 @@ class Leg:
 
     __slots__ = (
         "batch_at_first",
+        "began_s",
         "candidate",
         "dispatched_s",
+        "ended_mark",
         "exchange",
         "first_byte_s",
+        "held_tokens",
         "id",
         "member",
         "placement",
@@ -53,6 +56,12 @@ class Leg:
         self.dispatched_s = now_s
         self.prompt_tokens = request.prompt_tokens
         self.uncached_tokens = max(0, request.prompt_tokens - candidate.matched_tokens - candidate.fetched_tokens)
+        self.held_tokens = request.prompt_tokens - (candidate.matched_tokens if candidate.sharers else 0)
+        """Prompt tokens whose blocks are its own: others in flight hold those that it shares with them."""
+        self.began_s = now_s
+        """When its prefill was over; until then its dispatch."""
+        self.ended_mark = member.ended
+        """The member's `ended` at dispatch."""
         self.first_byte_s: float | None = None
         self.batch_at_first = 0
         self.prefilled_mark = 0

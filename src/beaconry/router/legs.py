@@ -187,8 +187,8 @@ class Legs:
     def _first_byte_came(self, leg: Leg, now_s: float) -> None:
         request, member = leg.request, leg.member
         leg.first_byte_s = now_s
-        member.first_byte(leg)
-        self._admission.reopen(member)
+        member.first_byte(leg, now_s)
+        self._admission.first_byte(leg, now_s)
         leg.batch_at_first = len(member.decoding)
         leg.prefilled_mark = member.prefilled_tokens
         self._timers.began(leg)

@@ -22,6 +22,8 @@ class InFlight(Protocol):
     dispatched_s: float
     prompt_tokens: int
     uncached_tokens: int
+    held_tokens: int
+    began_s: float
 
 
 class State(StrEnum):
@@ -55,6 +57,12 @@ class Member:
         """Sum of `uncached_tokens` over `prefilling`."""
         self.context_tokens = 0
         """Sum of `prompt_tokens` over both."""
+        self.held_tokens = 0
+        """Sum of `held_tokens` over both."""
+        self.began_s = 0.0
+        """Sum of `began_s` over `decoding`; exactly 0 while there is none."""
+        self.ended = 0
+        """Legs that have ended, in whichever way."""
         self.prefilled_tokens = 0
         """Sum of `uncached_tokens` over all legs that ever got their first byte: a clock that advances with prefill work."""
         self._failed_checks = 0
@@ -141,23 +149,29 @@ class Member:
         self.prefilling[leg.id] = leg
         self.prefill_tokens += leg.uncached_tokens
         self.context_tokens += leg.prompt_tokens
+        self.held_tokens += leg.held_tokens
         self.dispatched += 1
 
-    def first_byte(self, leg: InFlight) -> None:
+    def first_byte(self, leg: InFlight, now_s: float) -> None:
         """A leg's prefill is over; of one whose first byte does not tell, it is said ahead, and the second time changes nothing."""
         if self.prefilling.pop(leg.id, None) is None:
             return
         self.decoding[leg.id] = leg
+        leg.began_s = now_s
+        self.began_s += now_s
         self.prefill_tokens -= leg.uncached_tokens
         self.prefilled_tokens += leg.uncached_tokens
 
     def end(self, leg: InFlight) -> None:
         """A leg is over, in whichever way."""
         self.context_tokens -= leg.prompt_tokens
+        self.held_tokens -= leg.held_tokens
+        self.ended += 1
         if self.prefilling.pop(leg.id, None) is not None:
             self.prefill_tokens -= leg.uncached_tokens
         else:
             del self.decoding[leg.id]
+            self.began_s = self.began_s - leg.began_s if self.decoding else 0.0
 
     def oldest_wait_s(self, now_s: float) -> float:
         """Age of the oldest leg without first byte, 0 if there is none."""
@@ -216,6 +230,10 @@ class Member:
             raise InternalError(
                 f"{self.endpoint.name}: prefill_tokens is {self.prefill_tokens}, not the sum over its legs"
             )
+        if self.held_tokens != sum(leg.held_tokens for leg in legs):
+            raise InternalError(f"{self.endpoint.name}: held_tokens is {self.held_tokens}, not the sum over its legs")
+        if abs(self.began_s - sum(leg.began_s for leg in self.decoding.values())) > 1e-3 * (1 + abs(self.began_s)):
+            raise InternalError(f"{self.endpoint.name}: began_s is {self.began_s}, not the sum over its legs")
         if self.context_tokens != sum(leg.prompt_tokens for leg in legs):
             raise InternalError(
                 f"{self.endpoint.name}: context_tokens is {self.context_tokens}, not the sum over its legs"

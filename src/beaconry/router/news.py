@@ -76,7 +76,7 @@ class EndpointNews:
         if member is not None:
             member.sample = fact.sample
             self._learning.sampled(member.endpoint, fact.sample)
-            self._admission.reopen(member)
+            self._admission.sampled(member, fact.sample, now_s)
 
     def adapters_seen(self, fact: AdaptersSeen, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
         """An endpoint serves these LoRA adapters."""

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from beaconry.config.disaggregation import Disaggregation
 from beaconry.disagg.plan import Plan, Reason, plan
+from beaconry.router.admission import Admission
 from beaconry.router.caches import Caches, Finding
 from beaconry.router.exchange import Exchange, as_prefill
 from beaconry.router.member import Member
@@ -27,9 +28,16 @@ class Placing:
     """The decision. It starts nothing and notes nothing."""
 
     def __init__(
-        self, scheduler: Scheduler, caches: Caches, members: Members, rng: Random, knobs: Disaggregation
+        self,
+        scheduler: Scheduler,
+        caches: Caches,
+        members: Members,
+        admission: Admission,
+        rng: Random,
+        knobs: Disaggregation,
     ) -> None:
         self.members = members
+        self._admission = admission
         self._scheduler = scheduler
         self._caches = caches
         self._rng = rng
@@ -102,6 +110,8 @@ class Placing:
             candidates = [replace(candidate, stage=stage) for candidate in candidates]
         elif stage is Stage.DECODE:
             candidates = [self._fetching(candidate, request) for candidate in candidates]
+        else:
+            candidates = self._admission.choice(request, members, candidates, now_s)
         return self._scheduler.schedule(request, candidates, now_s, self._rng)
 
     def _fetching(self, candidate: Candidate, request: Request) -> Candidate:

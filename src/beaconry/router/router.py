@@ -76,7 +76,7 @@ class Router:
         self._admission = Admission(config.flow, rates)
         self._timers = Timers(config.deadlines)
         self._exchanges = Exchanges(self._admission, self._timers)
-        self._placing = Placing(scheduler, caches, self._members, rng, config.disaggregation)
+        self._placing = Placing(scheduler, caches, self._members, self._admission, rng, config.disaggregation)
         self._legs = Legs(
             placing=self._placing,
             exchanges=self._exchanges,
@@ -239,7 +239,8 @@ class Router:
     # -- time
 
     def _timer_due(self, fact: TimerDue, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
-        self._timers.woken()
+        if not self._timers.woken(now_s):
+            return
         self._legs.cut_late(now_s, effects)
         for exchange in self._timers.late_exchanges(now_s):
             message = "the request took longer than this gateway allows"

@@ -6,6 +6,9 @@ from beaconry.router.effects import Effect, WakeAt
 from beaconry.router.exchange import Exchange, Leg
 from beaconry.values.errors import InternalError
 
+EARLY_S = 0.001
+"""Timers of event loops may go off so much before their time."""
+
 
 class Timers:
     """The deadlines of legs and exchanges."""
@@ -62,9 +65,12 @@ class Timers:
             self._wake_s = due_s
             effects.append(WakeAt(due_s))
 
-    def woken(self) -> None:
-        """What was asked for has happened."""
+    def woken(self, now_s: float) -> bool:
+        """A time asked for has come. False if it is one of those before the last: answering each by asking anew would multiply them."""
+        if now_s < self._wake_s - EARLY_S:
+            return False
         self._wake_s = NEVER
+        return True
 
     def wake_again(self, due_s: float, effects: list[Effect]) -> None:
         """Ask for the earliest of all deadlines and `due_s`."""

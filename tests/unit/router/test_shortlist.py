@@ -18,7 +18,8 @@ class Work:
     """A leg as an endpoint's ledger knows it."""
 
     def __init__(self, number, tokens):
-        self.id, self.dispatched_s, self.prompt_tokens, self.uncached_tokens = number, 0.0, tokens, tokens
+        self.id, self.dispatched_s, self.began_s = number, 0.0, 0.0
+        self.prompt_tokens = self.uncached_tokens = self.held_tokens = tokens
 
 
 def fleet(count=200):

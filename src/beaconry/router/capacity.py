@@ -1,0 +1,228 @@
+"""How much an engine still has room for: places in its batch, and KV memory.
+
+Places are learnt (`latency/places.py`). Memory is what the engine says of its size, less what our own legs hold: the prompts that take room
+of their own, and what has been generated since their first byte. Scraped usage corrects that: below it where several requests share blocks
+that we counted for each, above it where others than we use the engine. What is unknown does not bind: room is endless.
+"""
+
+from collections.abc import Sequence
+from math import inf
+
+from beaconry.flowcontrol.demand import Claim
+from beaconry.latency.places import Places
+from beaconry.latency.rates import RateBook
+from beaconry.router.exchange import Leg
+from beaconry.router.member import Member
+from beaconry.values.endpoint import LoadSample, Role
+from beaconry.values.stage import Stage
+
+_GAIN = 0.3
+"""Of one scrape."""
+_FRESH_GAIN = 0.05
+"""Of one leg."""
+_FULL = 0.9
+"""Share of the memory from which on a request may be waiting for blocks and not for a place."""
+_LEAST = 0.02
+"""Share of the memory below which a comparison says nothing."""
+_MOST = 0.25
+"""Share of all room that may be kept free for higher bands."""
+_ENOUGH = 1e6
+"""Requests: endless, but it can be subtracted."""
+_FRESH_S = 10.0
+"""Beyond that age a scrape does not tell who else is there."""
+
+
+class _Seen:
+    """What scrapes have told of one engine."""
+
+    __slots__ = ("at_s", "capacity", "fresh", "places", "share", "stranger_tokens", "strangers")
+
+    def __init__(self) -> None:
+        self.places = Places()
+        self.capacity = inf
+        """KV tokens."""
+        self.share = 1.0
+        """Tokens really held, of those that we count."""
+        self.fresh = 1.0
+        """Prompt tokens that take room of their own, of all that are sent there."""
+        self.strangers = 0.0
+        """Requests there that are not ours."""
+        self.stranger_tokens = 0.0
+        self.at_s = -inf
+
+
+class _Room:
+    """What one endpoint has left."""
+
+    __slots__ = ("limit", "memory", "name", "places", "share", "takes", "tokens", "trial")
+
+    name: str
+    limit: float
+    places: float
+    trial: float
+    """Places beyond, for lower bands to find out whether there are more."""
+    tokens: float
+    share: float
+    """Of a prompt that takes room of its own."""
+    memory: float
+    """KV tokens in all."""
+    takes: float
+    """Usual requests of higher bands that it would run."""
+
+    def after(self, need: float, claim: Claim) -> float:
+        """What it takes once a request is there that needs so many tokens; 0 for none."""
+        places = self.places - (need > 0)
+        return max(min(places, (self.tokens - need) / max(self.share * claim.tokens, 1.0), _ENOUGH), 0.0)
+
+
+class Capacity:
+    """Of all endpoints."""
+
+    def __init__(self, rates: RateBook) -> None:
+        self._rates = rates
+        self._seen: dict[str, _Seen] = {}
+
+    def places_left(self, member: Member, now_s: float) -> float:
+        """How many more it would run at once."""
+        seen = self._of(member)
+        strangers = max(round(seen.strangers), 0) if now_s - seen.at_s < _FRESH_S else 0
+        return seen.places.limit - len(member.prefilling) - len(member.decoding) - strangers
+
+    def tokens_left(self, member: Member, now_s: float) -> float:
+        """KV tokens that it has left, beside what those running are going to take until one of them ends: an output's worth."""
+        seen = self._of(member)
+        if seen.capacity == inf:
+            return inf
+        strangers = max(seen.stranger_tokens, 0.0) if now_s - seen.at_s < _FRESH_S else 0.0
+        growth = self._rates.output_tokens(member.endpoint.variant) if member.decoding else 0.0
+        return seen.capacity - seen.share * self._held(member, now_s) - strangers - growth
+
+    def needs(self, member: Member, prompt_tokens: float) -> float:
+        """KV tokens that a prompt takes there, by what others have shared."""
+        seen = self._of(member)
+        return seen.share * seen.fresh * prompt_tokens
+
+    def dispatched(self, leg: Leg) -> None:
+        """A leg was sent."""
+        seen = self._of(leg.member)
+        if leg.prompt_tokens:
+            seen.fresh += _FRESH_GAIN * (leg.held_tokens / leg.prompt_tokens - seen.fresh)
+
+    def fits(self, member: Member, needed: float, now_s: float) -> bool:
+        """It would run one more request that takes so many tokens at once."""
+        return self.places_left(member, now_s) >= 1 and self.tokens_left(member, now_s) >= needed
+
+    def leaving(self, claim: Claim, members: Sequence[Member], needed: Sequence[float], now_s: float) -> set[str]:
+        """Those of `members` that would run one more request at once, and still leave room for the claim somewhere.
+
+        `needed`: KV tokens that the request takes at each. Room for the claim: as many usual requests as it names, and on one endpoint a
+        large one. It never takes more than `_MOST` of all.
+        """
+        rooms = [self._room(member, claim, now_s) for member in members]
+        memory = sum(room.memory for room in rooms)
+        places = sum(room.limit for room in rooms)
+        usual = max(rooms[0].share * claim.tokens, 1.0)
+        requests = min(claim.requests, max(_MOST * min(places, memory / usual), 1.0))
+        large = min(claim.large_tokens, _MOST * memory)
+        total = sum(room.takes for room in rooms)
+        holders = sum(room.places >= 1 and room.tokens >= room.share * large for room in rooms)
+        names = set()
+        for room, need in zip(rooms, needed, strict=True):
+            if room.places + room.trial < 1 or room.tokens < need:
+                continue
+            after = room.after(need, claim)
+            holds = room.tokens >= room.share * large
+            still = room.places >= 2 and room.tokens - need >= room.share * large
+            if total - room.takes + after >= requests and holders - holds + still >= 1:
+                names.add(room.name)
+        return names
+
+    def _room(self, member: Member, claim: Claim, now_s: float) -> _Room:
+        seen, name = self._of(member), member.endpoint.name
+        room = _Room()
+        room.name = name
+        room.limit = seen.places.limit
+        room.trial = seen.places.allowed(now_s) - room.limit if room.limit < inf else 0.0
+        room.places = self.places_left(member, now_s)
+        room.tokens = self.tokens_left(member, now_s)
+        room.share = seen.share * seen.fresh
+        room.memory = seen.capacity
+        room.takes = room.after(0.0, claim) if room.places >= 1 else 0.0
+        return room
+
+    def memory_short(self, member: Member, prompt_tokens: int, now_s: float) -> bool:
+        """One with such a prompt may have been waiting for blocks, until somebody else's became free."""
+        seen = self._of(member)
+        used = seen.share * self._held(member, now_s) + max(seen.stranger_tokens, 0.0)
+        return used > min(_FULL * seen.capacity, seen.capacity - 3 * prompt_tokens)
+
+    def first_byte(self, leg: Leg, now_s: float) -> None:
+        """A stream's first byte came: one that waited for nothing but a place shows how many there are."""
+        member = leg.member
+        if leg.stage is not Stage.WHOLE or not leg.request.stream:
+            return
+        running, candidate = len(member.decoding), leg.candidate
+        seen = self._of(member)
+        if (
+            candidate.in_flight >= running
+            and member.ended > leg.ended_mark
+            and self._rates.is_late(
+                member.endpoint, now_s - leg.dispatched_s, candidate.prefill_tokens + leg.uncached_tokens
+            )
+            and not self.memory_short(member, leg.prompt_tokens, now_s)
+        ):
+            seen.places.filled(running, now_s)
+        elif running > seen.places.limit:
+            seen.places.ran(running, now_s)
+
+    def sampled(self, member: Member, sample: LoadSample, now_s: float) -> None:
+        """An engine's metrics were read."""
+        seen = self._of(member)
+        seen.at_s = now_s
+        if sample.kv_blocks and sample.block_tokens:
+            seen.capacity = float(sample.kv_blocks * sample.block_tokens)
+            if sample.kv_usage is not None and not sample.waiting:
+                self._compare(seen, sample.kv_usage * seen.capacity, self._held(member, now_s))
+        if sample.running is None or member.endpoint.role is Role.PREFILL:
+            return  # what waits there waits for tokens, not for places
+        there = sample.running + (sample.waiting or 0)
+        ours = len(member.prefilling) + len(member.decoding)
+        seen.strangers += _GAIN * (there - ours - seen.strangers)
+        if (
+            sample.waiting
+            and self._rates.is_late(member.endpoint, member.oldest_wait_s(now_s), member.prefill_tokens)
+            and not self.memory_short(member, _oldest_prompt(member), now_s)
+        ):
+            seen.places.filled(sample.running, now_s)
+        else:
+            seen.places.ran(sample.running, now_s)
+
+    def forget(self, name: str) -> None:
+        """The endpoint is gone, or somebody else by now."""
+        self._seen.pop(name, None)
+
+    def _of(self, member: Member) -> _Seen:
+        seen = self._seen.get(member.endpoint.name)
+        if seen is None:
+            seen = self._seen[member.endpoint.name] = _Seen()
+        return seen
+
+    def _compare(self, seen: _Seen, really: float, held: float) -> None:
+        seen.stranger_tokens += _GAIN * (really - held - seen.stranger_tokens)
+        if held > _LEAST * seen.capacity:
+            seen.share += _GAIN * (min(really / held, 1.0) - seen.share)
+
+    def _held(self, member: Member, now_s: float) -> float:
+        """Tokens of our legs there: their prompts, and what they have generated."""
+        decoding = len(member.decoding)
+        if not decoding:
+            return float(member.held_tokens)
+        itl_s = self._rates.itl_s(member.endpoint, decoding)
+        return member.held_tokens + (decoding * now_s - member.began_s) / itl_s
+
+
+def _oldest_prompt(member: Member) -> int:
+    """Tokens of the prompt that has waited longest for its first byte."""
+    for leg in member.prefilling.values():
+        return leg.prompt_tokens
+    return 0
