@@ -8,6 +8,7 @@ import pytest
 from beaconry.cli import main
 from beaconry.config.loading import load_yaml
 from beaconry.manifests.model_service import ModelService
+from beaconry.values.endpoint import Role
 
 PLANNING = """\
 apiVersion: beaconry/v1alpha1
@@ -58,6 +59,44 @@ def test_targets_that_nothing_meets_are_said_to_be_so(tmp_path: Path, capsys: py
     printed = capsys.readouterr().out
     assert "too slow for the target between tokens" in printed
     assert "No fleet meets the targets" in printed
+
+
+LONG_PROMPTS = """\
+apiVersion: beaconry/v1alpha1
+kind: Planning
+metadata: {name: small}
+model: {uri: "hf://openai/gpt-oss-120b"}
+variants:
+- {preset: gpt-oss-120b/h200, price: 4.0, most: 8}
+- {preset: gpt-oss-120b/h200x2, price: 4.0, most: 4}
+workloads:
+- {type: prompts, arrivals: {rate: 6}, promptTokens: 6000, outputTokens: 200}
+slo: {ttftS: 2, itlS: 0.008}
+mix: false
+prefillDecode: true
+durationS: 25
+warmupS: 3
+seeds: 1
+"""
+
+
+def test_prefill_and_decode_are_planned_apart_where_even_tokens_come_cheaper_so(tmp_path: Path):
+    json, spec = tmp_path / "plan.json", tmp_path / "spec.yaml"
+    path = write(tmp_path, LONG_PROMPTS)
+    assert main(["plan", str(path), "--json", str(json), "--out", str(spec)]) == 0
+    service = load_yaml(spec.read_text(), ModelService, str(spec))
+    assert {pool.role for pool in service.spec.pools} == {Role.PREFILL, Role.DECODE}
+    outcome = msgspec.json.decode(json.read_bytes())
+    whole = [one for one in outcome["runners_up"] if one["met"] and not any(one["counts"][2:])]
+    assert whole
+    assert all(one["price"] > outcome["plan"]["price"] for one in whole)
+
+
+def test_engines_for_all_are_planned_where_apart_is_no_cheaper(tmp_path: Path):
+    spec = tmp_path / "spec.yaml"
+    path = write(tmp_path, LONG_PROMPTS.replace("itlS: 0.008", "itlS: 0.03"))
+    assert main(["plan", str(path), "--out", str(spec)]) == 0
+    assert [pool.role for pool in load_yaml(spec.read_text(), ModelService, str(spec)).spec.pools] == [Role.BOTH]
 
 
 @pytest.mark.parametrize(

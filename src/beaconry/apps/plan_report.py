@@ -1,5 +1,6 @@
 """What `beaconry plan` prints: the fleets that were looked at, the plan, what it bears, what breaks first, and the spec."""
 
+from enum import Enum
 from typing import Any
 
 import msgspec
@@ -83,6 +84,8 @@ def _lean(value: object) -> Any:
     """Structs as mappings of what differs from the defaults."""
     if isinstance(value, tuple | list):
         return [_lean(one) for one in value]
+    if isinstance(value, Enum):
+        return value.value
     if not isinstance(value, msgspec.Struct):
         return value
     config = value.__struct_config__

@@ -6,11 +6,12 @@ from pathlib import Path
 from msgspec import Struct, structs
 
 from beaconry.apps.virtual_fleet import TraceFiles, cells, run_cell
-from beaconry.sim.bounds import Demand, demand_of, most_per_s
-from beaconry.sim.planning import Counts, Planning, fleet_name, pool_name, scenario_of, without
+from beaconry.sim.bounds import Demand, decodes_per_s, demand_of, most_per_s, prefills_per_s
+from beaconry.sim.planning import Counts, Kind, Planning, fleet_name, kinds, scenario_of, without
 from beaconry.sim.recorder import Look
 from beaconry.sim.search import Choice, Search
 from beaconry.sim.workloads import openings
+from beaconry.values.endpoint import Role
 from beaconry.values.errors import OperatorError
 from beaconry.workload.plan import Plan
 from beaconry.workload.summary import Summary
@@ -23,7 +24,7 @@ class Trial(Struct, frozen=True, kw_only=True):
     """A fleet that was simulated."""
 
     counts: Counts
-    """By variant."""
+    """By pool."""
     load: float
     """Factor on the planned traffic."""
     price: float
@@ -43,7 +44,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     provenance: dict[str, str]
     """By preset: how well its speed is known."""
     pools: tuple[str, ...]
-    """Names of the variants' pools."""
+    """Names of the pools that fleets were made of, in the order of their counts."""
     plan: Trial | None
     """None: no fleet met the targets."""
     runners_up: tuple[Trial, ...]
@@ -71,10 +72,7 @@ class Planner:
         demand = self._demand()
         variants = [choice.what() for choice in planning.variants]
         bounds = [most_per_s(demand, v.settings(), v.step_time(), planning.slo.itl_s) for v in variants]
-        choices = [
-            Choice(price=section.replica_price(), most=section.most, bound_per_s=bound)
-            for section, bound in zip(planning.variants, bounds, strict=True)
-        ]
+        choices = [self._choice(kind, demand) for kind in kinds(planning)]
         needed = demand.requests_per_s * planning.slo.attainment
         search = Search(choices, needed, self._meets, simulations=planning.simulations, mix=planning.mix)
         found = search.run()
@@ -84,12 +82,27 @@ class Planner:
             demand=demand,
             bounds_per_s={section.preset: bound for section, bound in zip(planning.variants, bounds, strict=True)},
             provenance={v.name: v.provenance.value for v in variants},
-            pools=tuple(pool_name(planning, number) for number in range(len(variants))),
+            pools=tuple(kind.pool for kind in kinds(planning)),
             plan=None if found.counts is None else self._trials[found.counts, 1.0],
             runners_up=tuple(trial for trial in at_load if trial.counts != found.counts),
             margin=margin,
             breaking=breaking,
             exhausted=found.exhausted,
+        )
+
+    def _choice(self, kind: Kind, demand: Demand) -> Choice:
+        """What the search has to know of a kind of replica."""
+        what, section, itl_s = kind.section.what(), kind.section, self._planning.slo.itl_s
+        settings, step_time = what.settings(), what.step_time()
+        prefills = prefills_per_s(demand, settings, step_time)
+        decodes = decodes_per_s(demand, settings, step_time, itl_s)
+        bound_per_s = {Role.PREFILL: prefills, Role.DECODE: decodes}.get(kind.role, min(prefills, decodes))
+        return Choice(
+            price=section.replica_price(),
+            most=section.most,
+            bound_per_s=bound_per_s,
+            role=kind.role,
+            prefill_per_s=prefills,
         )
 
     def _demand(self) -> Demand:
@@ -131,7 +144,7 @@ class Planner:
     def _simulate(self, counts: Counts, load: float) -> Trial:
         """All seeds, and all losses of spare replicas, until one misses the targets."""
         planning = self._planning
-        price = sum(s.replica_price() * count for s, count in zip(planning.variants, counts, strict=True))
+        price = sum(kind.section.replica_price() * n for kind, n in zip(kinds(planning), counts, strict=True))
         self._tell(f"simulating {fleet_name(planning, counts)} at {price:,.2f} an hour, load {load:.2f}")
         blank = Trial(counts=counts, load=load, price=price, met=False)
         worst: tuple[float, Trial] | None = None

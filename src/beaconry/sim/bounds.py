@@ -13,6 +13,7 @@ from beaconry.engine_model.values import EngineSettings
 from beaconry.workload.plan import Plan
 
 _MOST_REQUESTS = 20_000
+_LEAST_S = 1e-9
 _NOMINAL_TTFT_S, _NOMINAL_ITL_S = 0.5, 0.02
 """When a reply comes while demand is measured: it only decides when later turns are due."""
 
@@ -51,12 +52,21 @@ def demand_of(plan: Plan) -> Demand:
 
 def most_per_s(demand: Demand, settings: EngineSettings, step_time: StepTime, itl_s: float | None) -> float:
     """Requests per second that no replica can exceed; 0 if it cannot keep the target for one request alone."""
+    return min(decodes_per_s(demand, settings, step_time, itl_s), prefills_per_s(demand, settings, step_time))
+
+
+def decodes_per_s(demand: Demand, settings: EngineSettings, step_time: StepTime, itl_s: float | None) -> float:
+    """Answers per second that no replica can exceed without computing a prompt; 0 if it cannot keep the target for one alone."""
     context = demand.prompt_tokens + demand.output_tokens / 2
     batch = _largest_batch(context, settings, step_time, itl_s)
     if not batch:
         return 0.0
-    decode_s = demand.output_tokens * step_time.seconds(batch, batch * context, 0, 0.0) / batch
-    return 1.0 / max(decode_s, prefill_s(demand.uncached_tokens, settings, step_time), 1e-9)
+    return batch / max(demand.output_tokens * step_time.seconds(batch, batch * context, 0, 0.0), _LEAST_S)
+
+
+def prefills_per_s(demand: Demand, settings: EngineSettings, step_time: StepTime) -> float:
+    """Prompts per second that no replica can exceed without decoding."""
+    return 1.0 / max(prefill_s(demand.uncached_tokens, settings, step_time), _LEAST_S)
 
 
 def prefill_s(tokens: float, settings: EngineSettings, step_time: StepTime) -> float:

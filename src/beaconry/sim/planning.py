@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from beaconry.config.section import Section
 from beaconry.engine_model.presets import Variant, variant
@@ -43,9 +43,10 @@ from beaconry.sim.scenario import (
     SloSection,
 )
 from beaconry.sim.workloads import Trace, Workload
+from beaconry.values.endpoint import Role
 
 Counts = tuple[int, ...]
-"""Replicas of each variant, in the order of `Planning.variants`."""
+"""Replicas of each kind, in the order of `kinds`."""
 
 
 class VariantSection(Section, frozen=True):
@@ -91,6 +92,9 @@ class Planning(Section, frozen=True):
     """Of the spec that comes out; its flags count in the simulation as well."""
     mix: bool = True
     """Fleets of two variants are looked at too."""
+    prefill_decode: bool = False
+    """Fleets of prefill and decode engines, each of one variant, are looked at too. Which requests run in two legs is
+    `router.disaggregation`."""
     spare: Annotated[int, Meta(ge=0, le=8)] = 0
     """Replicas, whichever, that may be lost without missing the targets."""
     simulations: Number = 80
@@ -114,11 +118,31 @@ class Planning(Section, frozen=True):
             raise ValueError("durationS: needed where a workload has no end of its own")
 
 
+class Kind(Struct, frozen=True):
+    """What a replica may be, and do."""
+
+    section: VariantSection
+    role: Role
+    pool: str
+    """Name of its pool."""
+
+
+def kinds(planning: Planning) -> tuple[Kind, ...]:
+    """Every variant for whole requests, then, if they may be apart, every one for prefill and every one for decode."""
+    names = [_dashed(choice.preset.partition("/")[2]) for choice in planning.variants]
+    names = [name if names.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(names)]
+    variants = list(zip(planning.variants, names, strict=True))
+    found = [Kind(section, Role.BOTH, name) for section, name in variants]
+    for role in (Role.PREFILL, Role.DECODE) if planning.prefill_decode else ():
+        found += [Kind(section, role, f"{role.value}-{name}") for section, name in variants]
+    return tuple(found)
+
+
 def scenario_of(planning: Planning, counts: Counts, load: float = 1.0) -> Scenario:
     """The fleet `counts` under the planned traffic times `load`, to be simulated."""
     pools = tuple(
-        Pool(name=pool_name(planning, number), replicas=count, engine=SimEngine(preset=choice.preset))
-        for number, (choice, count) in enumerate(zip(planning.variants, counts, strict=True))
+        Pool(name=kind.pool, role=kind.role, replicas=count, engine=SimEngine(preset=kind.section.preset))
+        for kind, count in zip(kinds(planning), counts, strict=True)
         if count
     )
     return Scenario(
@@ -142,35 +166,30 @@ def scenario_of(planning: Planning, counts: Counts, load: float = 1.0) -> Scenar
 def service_of(planning: Planning, counts: Counts) -> ModelService:
     """The spec to deploy."""
     pools = []
-    for number, (choice, count) in enumerate(zip(planning.variants, counts, strict=True)):
+    for kind, count in zip(kinds(planning), counts, strict=True):
         if count:
-            what = choice.what()
+            what = kind.section.what()
             pools.append(
                 Pool(
-                    name=pool_name(planning, number),
+                    name=kind.pool,
+                    role=kind.role,
                     replicas=count,
                     parallelism=Parallelism(tensor=what.tensor_parallel),
-                    accelerator=Accelerator(type=choice.accelerator or _accelerator(what.hardware.name)),
+                    accelerator=Accelerator(type=kind.section.accelerator or _accelerator(what.hardware.name)),
                 )
             )
     spec = Spec(model=planning.model, engine=planning.engine, pools=tuple(pools), router=planning.router)
     return ModelService(api_version="beaconry/v1alpha1", kind="ModelService", metadata=planning.metadata, spec=spec)
 
 
-def pool_name(planning: Planning, number: int) -> str:
-    """The pool of a variant: its hardware, and its number where that is not enough."""
-    names = [_dashed(choice.preset.partition("/")[2]) for choice in planning.variants]
-    return names[number] if names.count(names[number]) == 1 else f"{names[number]}-{number}"
-
-
 def fleet_name(planning: Planning, counts: Counts) -> str:
     """A fleet in a few words."""
-    named = [f"{count} x {pool_name(planning, number)}" for number, count in enumerate(counts) if count]
+    named = [f"{count} x {kind.pool}" for kind, count in zip(kinds(planning), counts, strict=True) if count]
     return " + ".join(named) or "no engines"
 
 
 def without(counts: Counts, spare: int) -> Sequence[Counts]:
-    """The fleet after `spare` replicas of one variant are lost, for each variant that has any."""
+    """The fleet after `spare` replicas of one kind are lost, for each kind that there is."""
     if not spare:
         return (counts,)
     return [

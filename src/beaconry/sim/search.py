@@ -4,12 +4,18 @@ First the least number of replicas of each variant alone: by doubling from its b
 beat. Then mixed fleets of two variants, cheapest first, that are below this price and not plainly too small; the first that meets the
 targets is the answer. Two things save simulations, both from one assumption, that more replicas never serve worse: what is contained in a
 fleet that missed its targets misses them too, and a dear variant is not followed beyond the price to beat.
+
+Last, fleets of prefill and decode engines, one variant each, that are cheaper still: they have to pay for their second leg. Of those below
+a price only the largest need be tried, to know whether any of them meets the targets; so the least price is found by halving.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations, product
 from math import ceil
 
 from msgspec import Struct
+
+from beaconry.values.endpoint import Role
 
 Counts = tuple[int, ...]
 _LEAST_SHARE = 0.85
@@ -18,13 +24,16 @@ not gain."""
 
 
 class Choice(Struct, frozen=True, kw_only=True):
-    """One variant."""
+    """One variant in one role."""
 
     price: float
     """Of one replica for one hour."""
     most: int
     bound_per_s: float
-    """Requests per second of one replica, at the very best; 0 rules it out."""
+    """Requests per second of one replica in its role, at the very best; 0 rules it out."""
+    role: Role = Role.BOTH
+    prefill_per_s: float = 0.0
+    """Prompts per second that a replica for decoding can compute instead, at the very best."""
 
 
 class Found(Struct, frozen=True, kw_only=True):
@@ -61,7 +70,10 @@ class Search:
         best: Counts | None = None
         alone: list[float] = []
         """By variant, replicas that meet the targets without others, or a number that is certainly too small."""
-        for number in range(len(self._choices)):
+        for number, choice in enumerate(self._choices):
+            if choice.role is not Role.BOTH:
+                alone.append(0.0)
+                continue
             count, met = self._least_alone(number, self._price(best))
             alone.append(count)
             if met:
@@ -71,6 +83,7 @@ class Search:
                 if self._try(counts):
                     best = counts
                     break
+        best = self._apart(self._price(best)) or best
         return Found(counts=best, exhausted=self._left <= 0)
 
     def price(self, counts: Counts) -> float:
@@ -102,16 +115,57 @@ class Search:
     def _mixed(self, alone: Sequence[float], below: float) -> Iterator[Counts]:
         """Fleets of two variants, cheapest first."""
         found = []
-        for i, first in enumerate(self._choices):
-            for j in range(i + 1, len(self._choices)):
-                second = self._choices[j]
-                for a in range(1, int(min(first.most, below // first.price, alone[i])) + 1):
-                    left = (below - a * first.price) / second.price
-                    for b in range(1, int(min(second.most, left, alone[j])) + 1):
-                        counts = tuple(a if k == i else b if k == j else 0 for k in range(len(self._choices)))
-                        if a / alone[i] + b / alone[j] >= _LEAST_SHARE and self.price(counts) < below:
-                            found.append(counts)
+        whole = [number for number, choice in enumerate(self._choices) if choice.role is Role.BOTH]
+        for i, j in combinations(whole, 2):
+            first, second = self._choices[i], self._choices[j]
+            for a in range(1, int(min(first.most, below // first.price, alone[i])) + 1):
+                left = (below - a * first.price) / second.price
+                for b in range(1, int(min(second.most, left, alone[j])) + 1):
+                    counts = tuple(a if k == i else b if k == j else 0 for k in range(len(self._choices)))
+                    if a / alone[i] + b / alone[j] >= _LEAST_SHARE and self.price(counts) < below:
+                        found.append(counts)
         return iter(sorted(found, key=lambda counts: (self.price(counts), counts)))
+
+    def _apart(self, below: float) -> Counts | None:
+        """The cheapest fleet of prefill and decode engines that meets the targets; None if none is cheaper than `below`."""
+        fleets = sorted(self._pairs(below), key=lambda counts: (self.price(counts), counts))
+        best = self._any(fleets)
+        low, high = 0, 0 if best is None else fleets.index(best)
+        while low < high and self._left > 0:
+            middle = (low + high) // 2
+            found = self._any(fleets[: middle + 1])
+            if found is None:
+                low = middle + 1
+            else:
+                best, high = found, fleets.index(found)
+        return best
+
+    def _pairs(self, below: float) -> Iterator[Counts]:
+        """Fleets of one prefill and one decode variant that are cheaper than `below` and not plainly too small."""
+        numbers = range(len(self._choices))
+        for p, d in product(numbers, numbers):
+            prefill, decode = self._choices[p], self._choices[d]
+            if prefill.role is not Role.PREFILL or decode.role is not Role.DECODE or not decode.bound_per_s:
+                continue
+            for y in range(ceil(self._needed_per_s / decode.bound_per_s), decode.most + 1):
+                unserved_per_s = self._needed_per_s - y * decode.prefill_per_s
+                for x in range(max(1, ceil(unserved_per_s / prefill.bound_per_s)), prefill.most + 1):
+                    if x * prefill.price + y * decode.price >= below:
+                        break
+                    yield tuple(x if k == p else y if k == d else 0 for k in numbers)
+
+    def _any(self, fleets: Sequence[Counts]) -> Counts | None:
+        """One of these fleets of two kinds that meets the targets. Only those that no other contains are tried, the most even first."""
+        largest: list[Counts] = []
+        for counts in sorted(fleets, reverse=True):
+            if not any(_within(counts, other) for other in largest):
+                largest.append(counts)
+        return next((counts for counts in sorted(largest, key=self._unevenness) if self._try(counts)), None)
+
+    def _unevenness(self, counts: Counts) -> float:
+        """How unlike the shares of what is needed are that each kind can bear at the very best."""
+        borne = [choice.bound_per_s * count for choice, count in zip(self._choices, counts, strict=True) if count]
+        return max(borne) / min(borne)
 
     def _try(self, counts: Counts) -> bool:
         """Whether a fleet meets the targets: known, concluded, or simulated."""

@@ -11,7 +11,7 @@ from beaconry.config.loading import load_yaml
 from beaconry.engine_model.presets import variant
 from beaconry.manifests.model_service import ModelService, SimEngine
 from beaconry.manifests.processes import count_ports, plan_processes
-from beaconry.sim.planning import Planning, scenario_of, service_of
+from beaconry.sim.planning import Planning, kinds, scenario_of, service_of
 from beaconry.sim.scenario import Scenario
 from beaconry.sim.setting import conditions_of
 
@@ -48,6 +48,6 @@ def test_an_example_scenario_loads_and_gives_a_virtual_fleet(path):
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("planning*.yaml")), ids=lambda path: path.stem)
 def test_an_example_planning_loads_and_gives_a_fleet_and_a_spec(path):
     planning = load_yaml(path.read_text(), Planning, path.name)
-    counts = (1,) * len(planning.variants)
+    counts = (1,) * len(kinds(planning))
     assert len(make_machines(scenario_of(planning, counts)).engines) == sum(counts)
     assert [pool.replicas for pool in service_of(planning, counts).spec.pools] == list(counts)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beaconry.sim.search import Choice, Search
+from beaconry.values.endpoint import Role
 
 CHOICES = st.lists(
     st.builds(
@@ -84,3 +85,62 @@ def test_a_search_cut_short_says_so():
     searching, simulated = search([Choice(price=1.0, most=1000, bound_per_s=1.0)], 300.0, loss=0.5, simulations=2)
     found = searching.run()
     assert (found.counts, found.exhausted, len(simulated)) == (None, True, 2)
+
+
+KIND = st.tuples(st.integers(1, 9), st.integers(1, 6), st.integers(1, 9))
+"""Price, rate, and most of them."""
+
+
+@given(
+    st.lists(KIND, min_size=1, max_size=2),
+    st.lists(KIND, min_size=1, max_size=2),
+    KIND,
+    st.integers(5, 20),
+    st.sampled_from([1.0, 0.6]),
+)
+def test_prefill_and_decode_engines_are_found_where_no_fleet_of_another_kind_is_cheaper(
+    prefills: list[tuple[int, int, int]],
+    decodes: list[tuple[int, int, int]],
+    whole: tuple[int, int, int],
+    needed: int,
+    loss: float,
+):
+    def choice(kind: tuple[int, int, int], role: Role) -> Choice:
+        price, rate, most = kind
+        return Choice(price=float(price), most=most, bound_per_s=float(rate), role=role)
+
+    choices = [
+        choice(whole, Role.BOTH),
+        *(choice(kind, Role.PREFILL) for kind in prefills),
+        *(choice(kind, Role.DECODE) for kind in decodes),
+    ]
+
+    def meets(counts: tuple[int, ...]) -> bool:
+        rates = dict.fromkeys(Role, 0.0)
+        for count, one in zip(counts, choices, strict=True):
+            rates[one.role] += count * one.bound_per_s * loss
+        return rates[Role.BOTH] >= needed or min(rates[Role.PREFILL], rates[Role.DECODE]) >= needed
+
+    searching = Search(choices, needed, meets, simulations=10_000, mix=False)
+    found = searching.run().counts
+    prices = [a * whole[0] for a in range(1, whole[2] + 1) if a * whole[1] * loss >= needed]
+    for p, d in product(prefills, decodes):
+        for x, y in product(range(1, p[2] + 1), range(1, d[2] + 1)):
+            if min(x * p[1], y * d[1]) * loss >= needed:
+                prices.append(x * p[0] + y * d[0])
+    if prices:
+        assert found is not None
+        assert searching.tried[found]
+        assert searching.price(found) == min(prices)
+    else:
+        assert found is None
+
+
+def test_few_simulations_find_how_many_prefill_and_decode_engines_there_have_to_be():
+    choices = [
+        Choice(price=1.0, most=64, bound_per_s=3.0, role=Role.PREFILL),
+        Choice(price=4.0, most=64, bound_per_s=20.0, role=Role.DECODE, prefill_per_s=9.0),
+    ]
+    searching = Search(choices, 60.0, lambda counts: counts[0] >= 26 and counts[1] >= 5, simulations=60, mix=True)
+    assert searching.run().counts == (26, 5)
+    assert len(searching.tried) < 50
