@@ -4,28 +4,25 @@ Virtual time: the real router over model engines. Three bands and three tenants,
 For each workload: how long the top band waits and what is completed at 70, 100 and 150 % of what the fleet can do, with flow control and
 without. A request is good if its first token came within `GOOD_S` of its arrival.
 
-Then what flow control costs: CPU per request beside a router without it, CPU per turn and memory with 100,000 requests queued, and how fast
-a gateway whose queue is full says 429 through real HTTP.
+Then what flow control costs: CPU per request beside a router without it, CPU per turn and memory with 100,000 requests queued. How fast a
+gateway whose queue is full says 429 is told by `benchmarks.refusals`.
 
     python -m benchmarks.overload
     python -m benchmarks.overload --workload "short chats"
 """
 
-import asyncio
 import gc
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
 from msgspec import Struct, structs
 
-from beaconry.apps.assemble import Gateway
 from beaconry.config.flow import BandConfig, Flow
-from beaconry.config.gateway import EndpointConfig, GatewayConfig, Listen
+from beaconry.config.gateway import GatewayConfig
 from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.step_time import LinearStepTime
 from beaconry.engine_model.values import EngineSettings
@@ -271,55 +268,6 @@ def long_queue(queued: int) -> Queue:
     )
 
 
-async def refusals(count: int) -> list[float]:
-    """Milliseconds until a gateway whose queue is full has said 429, through real HTTP on one connection at a time."""
-    config = GatewayConfig(
-        listen=Listen(port=0),
-        flow=Flow(queued_requests=0, engine_wait_s=0.01),
-        endpoints=(EndpointConfig(name="e", host="127.0.0.1", port=1, model="m"),),
-    )
-    took: list[float] = []
-    async with silent_engine() as port:
-        gateway = Gateway(structs.replace(config, endpoints=(structs.replace(config.endpoints[0], port=port),)))
-        await gateway.start()
-        try:
-            body = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"' + b"word " * 500 + b'"}]}'
-            message = b"POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\ncontent-length: %d\r\n\r\n" % len(body) + body
-            _, busy = await asyncio.open_connection("127.0.0.1", gateway.port)
-            busy.write(message)
-            await asyncio.sleep(0.3)
-            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-            for _ in range(count):
-                began = time.perf_counter()
-                writer.write(message)
-                head = await reader.readuntil(b"\r\n\r\n")
-                took.append(1e3 * (time.perf_counter() - began))
-                assert head.startswith(b"HTTP/1.1 429"), head
-                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-                await reader.readexactly(length)
-            writer.close()
-            busy.close()
-        finally:
-            await gateway.stop(0.1)
-    return took
-
-
-@asynccontextmanager
-async def silent_engine() -> AsyncIterator[int]:
-    """A port where requests are taken and never answered."""
-
-    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.read(65536):
-            pass
-        writer.close()
-
-    server = await asyncio.start_server(listen, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-
-
 def main() -> None:
     parser = report.options(__doc__.splitlines()[0])
     parser.add_argument("--workload", default=",".join(WORKLOADS), help="names, separated by commas")
@@ -342,15 +290,12 @@ def main() -> None:
     pairs = [(cpu_us_per_request(OFF, 3000), cpu_us_per_request(FLOW, 3000)) for _ in range(3)]
     off_us, on_us = report.median([off for off, _ in pairs]), report.median([on for _, on in pairs])
     queue = long_queue(QUEUED // 10 if args.smoke else QUEUED)
-    took = sorted(asyncio.run(refusals(20 if args.smoke else 500)))
     figures = {
         "router CPU per request without flow control, us": off_us,
         "with, us": on_us,
         "bytes per queued request": queue.bytes_per_request,
         "CPU to queue one, us": queue.offer_us,
         "CPU per turn, us": queue.turn_us,
-        "429 through HTTP p50, ms": quantile(took, 0.5),
-        "p99, ms": quantile(took, 0.99),
     }
     report.table("Cost", ("figure", "value"), figures.items())
     report.save(args.json, {"runs": runs, "cost": figures})

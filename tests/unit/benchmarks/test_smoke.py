@@ -91,7 +91,7 @@ def test_parity_sends_the_same_requests_both_ways(tmp_path: Path):
         assert figures[load]["tpot_p50_virtual_ms"] > 0
 
 
-def test_overload_keeps_goodput_and_says_no_quickly(tmp_path: Path):
+def test_overload_keeps_goodput(tmp_path: Path):
     printed, figures = smoke("overload", tmp_path)
     assert "CPU per turn" in printed
     on, off = (next(r for r in figures["runs"] if r["load"] == 150 and r["flow"] is flow) for flow in (True, False))
@@ -113,3 +113,10 @@ def test_overload_peers_measures_beaconry_alone_and_says_who_is_skipped(tmp_path
     assert "top band p50 ms" in printed
     assert {run["router"] for run in figures} == {"Beaconry", "Beaconry, flow control off"}
     assert all(run["completed"] + run["refused"] + run["gave_up"] > 100 for run in figures)
+
+
+def test_refusals_are_answered_while_streams_go_on(tmp_path: Path):
+    printed, figures = smoke("refusals", tmp_path)
+    assert "p99.9" in printed
+    assert [(row["streams"], row["refused"]) for row in figures] == [(1, 300), (64, 300)]
+    assert all(row["chunks_per_s"] > 0 for row in figures)
