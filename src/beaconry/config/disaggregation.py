@@ -13,12 +13,14 @@ class Disaggregation(Section, frozen=True):
     """When a prompt is computed on an endpoint of role prefill and answered from one of role decode. Without the former it never is."""
 
     mode: Literal["auto", "always", "never"] = "auto"
-    """`auto` goes by the two thresholds; `always` splits whatever can be split; `never` runs all on decode and both."""
+    """`auto` goes by the two thresholds, and runs whole what would wait for a prefill endpoint; `always` splits whatever can be split, and
+    lets it wait; `never` runs all on decode and both."""
     min_uncached_tokens: Annotated[int, Meta(ge=0)] = 2048
     """Prompt tokens to be computed, from which on a request is split. Fewer disturb a running batch for no longer than a second leg takes;
     NVIDIA Dynamo takes the same. 0 sets no threshold."""
-    min_uncached_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.7
-    """Their least share of the prompt: with the rest cached where it would be answered, fetching it all is waste. As in Dynamo."""
+    min_uncached_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Their least share of the prompt, beside that. Dynamo has 0.7; but only what is not cached is fetched, so the rest costs nothing, and
+    with a ratio the later turns of conversations and agents all run where they stall answers (docs/disaggregation.md)."""
     on_prefill_failure: Literal["aggregate", "error"] = "aggregate"
     """Once no other prefill endpoint may be tried: run the request in one leg, or answer 502. The latter keeps long prompts off the decode
     endpoints whatever happens."""

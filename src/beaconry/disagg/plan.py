@@ -36,6 +36,8 @@ class Reason(StrEnum):
     """Too few tokens to compute, because the rest is cached."""
     NO_PREFILL = "no-prefill-endpoint"
     """None that is well has the prefill role."""
+    PREFILL_FULL = "prefill-full"
+    """The prefill endpoints have as much as they can use."""
     PREFILL_FAILED = "prefill-failed"
     """It was split, and no prefill endpoint has computed it."""
     PREFILL_REFUSED = "prefill-refused"
@@ -58,19 +60,29 @@ class Plan(Struct, frozen=True):
         return self.stage is Stage.PREFILL
 
 
-def plan(knobs: Disaggregation, request: Request, *, cached_tokens: int, prefill_open: bool) -> Plan:
+class Prefill(StrEnum):
+    """How the prefill endpoints are."""
+
+    OPEN = "open"
+    """One of them can use a request."""
+    FULL = "full"
+    """One of them may get a request, but none can use one."""
+    NONE = "none"
+    """None of them may get any."""
+
+
+def plan(knobs: Disaggregation, request: Request, *, cached_tokens: int, prefill: Prefill) -> Plan:
     """In how many legs `request` is to run.
 
-    `cached_tokens`: prompt tokens cached at the endpoint of role decode or both that has most of them; `prefill_open`: an endpoint of
-    role prefill may get a request.
+    `cached_tokens`: prompt tokens cached at the endpoint of role decode or both that has most of them.
     """
-    reason = _whole(knobs, request, cached_tokens, prefill_open=prefill_open)
+    reason = _whole(knobs, request, cached_tokens, prefill)
     if reason is not None:
         return Plan(Stage.WHOLE, reason)
     return Plan(Stage.PREFILL, Reason.ALWAYS if knobs.mode == "always" else Reason.UNCACHED)
 
 
-def _whole(knobs: Disaggregation, request: Request, cached_tokens: int, *, prefill_open: bool) -> Reason | None:
+def _whole(knobs: Disaggregation, request: Request, cached_tokens: int, prefill: Prefill) -> Reason | None:
     """Why a request runs whole; None if it does not."""
     if knobs.mode == "never":
         return Reason.NEVER
@@ -78,10 +90,16 @@ def _whole(knobs: Disaggregation, request: Request, cached_tokens: int, *, prefi
         return Reason.KIND
     if request.sequences > 1:
         return Reason.SEQUENCES
-    if knobs.mode == "auto":
-        prompt, uncached = request.prompt_tokens, request.prompt_tokens - cached_tokens
-        if prompt < knobs.min_uncached_tokens:
-            return Reason.SHORT
-        if uncached < max(knobs.min_uncached_tokens, knobs.min_uncached_ratio * prompt):
-            return Reason.CACHED
-    return None if prefill_open else Reason.NO_PREFILL
+    if knobs.mode == "auto" and (little := _little(knobs, request.prompt_tokens, cached_tokens)) is not None:
+        return little
+    if prefill is Prefill.NONE:
+        return Reason.NO_PREFILL
+    return Reason.PREFILL_FULL if prefill is Prefill.FULL and knobs.mode == "auto" else None
+
+
+def _little(knobs: Disaggregation, prompt_tokens: int, cached_tokens: int) -> Reason | None:
+    """Why there is too little to compute; None if there is enough."""
+    if prompt_tokens < knobs.min_uncached_tokens:
+        return Reason.SHORT
+    least = max(knobs.min_uncached_tokens, knobs.min_uncached_ratio * prompt_tokens)
+    return Reason.CACHED if prompt_tokens - cached_tokens < least else None

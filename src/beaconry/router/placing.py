@@ -10,7 +10,7 @@ from random import Random
 from msgspec.structs import replace
 
 from beaconry.config.disaggregation import Disaggregation
-from beaconry.disagg.plan import Plan, Reason, plan
+from beaconry.disagg.plan import Plan, Prefill, Reason, plan
 from beaconry.router.admission import Admission
 from beaconry.router.caches import Caches, Finding
 from beaconry.router.exchange import Exchange, as_prefill
@@ -80,8 +80,14 @@ class Placing:
             self._knobs,
             request,
             cached_tokens=max((finding.view(member.endpoint).matched_tokens for member in members), default=0),
-            prefill_open=bool(self.members.open_to(request.model, now_s, tried, Stage.PREFILL)),
+            prefill=self._prefill(request.model, tried, now_s),
         )
+
+    def _prefill(self, model: str, tried: Sequence[str], now_s: float) -> Prefill:
+        members = self.members.open_to(model, now_s, tried, Stage.PREFILL)
+        if any(self._admission.is_open(member, now_s) for member in members):
+            return Prefill.OPEN
+        return Prefill.FULL if members else Prefill.NONE
 
     def _answering(self, exchange: Exchange, source: Member, finding: Finding, now_s: float) -> Decision | None:
         """The endpoint for the second leg."""

@@ -3,7 +3,7 @@
 import pytest
 
 from beaconry.config.disaggregation import Disaggregation
-from beaconry.disagg.plan import Plan, Reason, plan
+from beaconry.disagg.plan import Plan, Prefill, Reason, plan
 from beaconry.values.request import Api, Request
 from beaconry.values.stage import Stage
 
@@ -13,8 +13,10 @@ def request(prompt: int = 5000, **fields: object) -> Request:
     return Request(id="r", model="m", arrived_s=0.0, prompt_tokens=prompt, **given)
 
 
-def planned(asked: Request, cached: int = 0, mode: str = "auto", *, prefill_open: bool = True) -> Plan:
-    return plan(Disaggregation(mode=mode), asked, cached_tokens=cached, prefill_open=prefill_open)
+def planned(
+    asked: Request, cached: int = 0, mode: str = "auto", *, prefill: Prefill = Prefill.OPEN, ratio: float = 0.7
+) -> Plan:
+    return plan(Disaggregation(mode=mode, min_uncached_ratio=ratio), asked, cached_tokens=cached, prefill=prefill)
 
 
 @pytest.mark.parametrize(
@@ -42,8 +44,18 @@ def test_always_splits_whatever_its_length_and_never_splits_nothing():
 def test_what_engines_cannot_hand_over_runs_whole(mode: str):
     assert planned(request(sequences=2), mode=mode).reason is Reason.SEQUENCES
     assert planned(request(api=Api.EMBEDDINGS), mode=mode).reason is Reason.KIND
-    assert planned(request(), mode=mode, prefill_open=False) == Plan(Stage.WHOLE, Reason.NO_PREFILL)
+    assert planned(request(), mode=mode, prefill=Prefill.NONE) == Plan(Stage.WHOLE, Reason.NO_PREFILL)
 
 
 def test_a_short_prompt_is_called_short_even_where_nobody_prefills():
-    assert planned(request(10), prefill_open=False).reason is Reason.SHORT
+    assert planned(request(10), prefill=Prefill.NONE).reason is Reason.SHORT
+
+
+def test_without_a_ratio_only_the_tokens_to_compute_count():
+    assert planned(request(100_000), 100_000 - 2048, ratio=0.0).splits
+    assert not planned(request(100_000), 100_000 - 2047, ratio=0.0).splits
+
+
+def test_where_the_prefill_endpoints_are_full_auto_runs_it_whole_and_always_lets_it_wait():
+    assert planned(request(), prefill=Prefill.FULL) == Plan(Stage.WHOLE, Reason.PREFILL_FULL)
+    assert planned(request(), mode="always", prefill=Prefill.FULL).splits

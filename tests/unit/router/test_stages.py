@@ -314,15 +314,15 @@ def test_decode_legs_spread_by_what_they_slow_down():
     assert [bench.endpoint(name).decoding for name in ("d1", "d2")] == [4, 4]
 
 
-WAITING = {"flow": Flow(engine_wait_s=0.1)}
+WAITING = {"flow": Flow(engine_wait_s=0.1), "mode": "always"}
 """By the rates believed at the start, 0.1 s are 1,000 tokens of prefill."""
 
 
-def test_a_short_request_does_not_wait_behind_a_full_prefill_pool():
+def test_what_runs_whole_does_not_wait_behind_a_full_prefill_pool():
     bench = Bench("p1 d1", **WAITING)
     first = bench.send("long")
     assert bench.tell(RequestArrived(request("longer", 0.0, prefix=()))) == []
-    short = bench.send("short", prompt_tokens=100, prefix=())
+    short = bench.send("short", prompt_tokens=100, prefix=(), sequences=2)
     assert (short.stage, short.endpoint.name) == (Stage.WHOLE, "d1")
     flow = bench.router.statistics(0.0).flow
     assert {(band.stage, band.queued_requests) for band in flow.bands if band.band == "default"} == {
@@ -340,7 +340,7 @@ def test_a_short_request_does_not_wait_behind_a_full_prefill_pool():
 
 def test_a_request_in_two_legs_waits_for_a_decode_place_as_well():
     bench = Bench("p1 d1", **WAITING)
-    whole = bench.send("whole", prompt_tokens=2000, prefix=())
+    whole = bench.send("whole", prompt_tokens=2000, prefix=(), sequences=2)
     assert bench.tell(RequestArrived(request("long", 0.0))) == []
     (first,) = bench.tell(LegStarted(whole.leg), 0.2)
     assert (first.request_id, first.stage) == ("long", Stage.PREFILL)
@@ -360,12 +360,22 @@ def test_what_waits_for_prefill_endpoints_runs_whole_once_there_are_none():
 
 def test_of_what_waits_for_the_same_decode_place_the_higher_band_goes_first():
     bench = Bench("p1 d1", **WAITING)
-    whole = bench.send("whole", prompt_tokens=2000, prefix=())
-    for name, priority, tokens in (("low", 0, 1500), ("high", 5, TOKENS), ("low-too", 0, 1500)):
-        waiting = request(name, 0.0, priority=priority, prompt_tokens=tokens, prefix=())
+    whole = bench.send("whole", prompt_tokens=2000, prefix=(), sequences=2)
+    for name, priority, sequences in (("low", 0, 2), ("high", 5, 1), ("low-too", 0, 2)):
+        waiting = request(name, 0.0, priority=priority, prompt_tokens=1500, prefix=(), sequences=sequences)
         assert bench.tell(RequestArrived(waiting)) == []
     starts = bench.tell(LegStarted(whole.leg), 0.1)
     assert [(start.request_id, start.stage) for start in starts] == [("high", Stage.PREFILL), ("low", Stage.WHOLE)]
+
+
+def test_auto_runs_long_prompts_whole_while_the_prefill_pool_is_full():
+    bench = Bench("p1 d1", flow=Flow(engine_wait_s=0.1))
+    first = bench.send("long", prefix=())
+    whole = bench.send("longer", prefix=())
+    assert (whole.stage, reason(whole)) == (Stage.WHOLE, "prefill-full")
+    bench.tell(LegStarted(whole.leg))
+    bench.prefilled(first)
+    assert bench.send("later", prefix=()).stage is Stage.PREFILL
 
 
 class Life(RuleBasedStateMachine):
@@ -492,7 +502,10 @@ TestLife = Life.TestCase
 class Waiting(Life):
     """The same with engines that are full after a request or two."""
 
-    knobs: ClassVar[dict[str, object]] = {"flow": Flow(engine_wait_s=0.01, ttl_s=20.0, queued_requests=4)}
+    knobs: ClassVar[dict[str, object]] = {
+        "flow": Flow(engine_wait_s=0.01, ttl_s=20.0, queued_requests=4),
+        "mode": "always",
+    }
 
 
 Waiting.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
