@@ -36,9 +36,14 @@ class Residuals:
     """The latest ratios of actual to predicted time, and the range made of them.
 
     Invariants: `_sorted` holds the items of `_latest`, in order, at most `_WINDOW`.
+
+    Attributes:
+        known: there are enough for a range.
+        range: what a new prediction is to be multiplied with; a guess while that is not known.
+
     """
 
-    __slots__ = ("_coverage", "_latest", "_level", "_range", "_sorted")
+    __slots__ = ("_coverage", "_latest", "_level", "_sorted", "known", "range")
 
     def __init__(self, coverage: float) -> None:
         """`coverage`: share of outcomes that shall lie below the upper end of the range, 0.5..1."""
@@ -46,22 +51,11 @@ class Residuals:
         self._level = coverage
         self._latest: deque[float] = deque()
         self._sorted: list[float] = []
-        self._range: Range | None = None
+        self.known = False
+        self.range = _GUESS
 
     def __len__(self) -> int:
         return len(self._latest)
-
-    @property
-    def known(self) -> bool:
-        """There are enough for a range."""
-        return len(self._latest) >= _FEW
-
-    @property
-    def range(self) -> Range:
-        """What a new prediction is to be multiplied with."""
-        if self._range is None:
-            self._range = self._make_range() if self.known else _GUESS
-        return self._range
 
     def add(self, ratio: float, *, covered: bool | None) -> None:
         """Note an outcome; `covered`: it was below the upper end stated for it, None if that was not of this making."""
@@ -72,7 +66,9 @@ class Residuals:
         if covered is not None:
             self._level += _SHIFT * (self._coverage - covered)
             self._level = min(max(self._level, _LEVELS[0]), _LEVELS[1])
-        self._range = None
+        self.known = len(self._latest) >= _FEW
+        if self.known:
+            self.range = self._make_range()
 
     def _make_range(self) -> Range:
         ratios = self._sorted

@@ -218,11 +218,10 @@ class Forecasts:
         """What the shadow says of one placement."""
         shadow, matched = twin.shadow, candidate.matched_tokens
         prompt = request.prompt_tokens
-        ttft_s, wait_s = shadow.ttft_s(prompt, prompt - matched - candidate.fetched_tokens, now_s)
+        ttft_s, wait_s, decode_s = shadow.foresee(prompt, prompt - matched - candidate.fetched_tokens, now_s)
         ttft_s += candidate.load_s
         queue = 0 if not shadow.legs else 2 if wait_s < 0.25 * ttft_s else 4 if wait_s < 0.75 * ttft_s else 6
         regime = queue + (2 * matched > prompt)
-        decode_s = shadow.decode_s(prompt)
         mean = twin.mean.seconds(twin.book.fit)
         if mean is None:
             return Raw(ttft_s, regime, decode_s, decode_s)

@@ -28,7 +28,6 @@ from beaconry.values.errors import InternalError
 
 BUDGET_TOKENS = 8192
 """Token budget of a step where nobody says: vLLM's default for a server."""
-_INFINITE = float("inf")
 _FEWEST_PROMPT_TOKENS = 64
 """Of a step's budget, whatever the batch: keeps a wrong budget from dividing by nothing."""
 
@@ -196,8 +195,9 @@ class Shadow:
         """KV tokens of the sequences in decode."""
         return self._batch()[1]
 
-    def ttft_s(self, prompt_tokens: int, uncached: int, now_s: float) -> tuple[float, float]:
-        """Seconds until the first token of a further request, and how many of them pass before its prefill begins.
+    def foresee(self, prompt_tokens: int, uncached: int, now_s: float) -> tuple[float, float, float]:
+        """Seconds until the first token of a further request, how many of them pass before its prefill begins, and those of a decode step
+        once it is among the sequences, and all that wait now are.
 
         A step that is late is expected to be as late again: nothing else shows that an engine hangs.
         Runs ahead in closed form: whole steps of the budget are filled with the prompts ahead and this one, and each prompt that is
@@ -209,10 +209,7 @@ class Shadow:
         uncached = max(uncached, 1)
         wait_s = abs(self._due_s - now_s) / factor if self._step is not None else start_s
         sequences, context = self._batch()
-        if (places := sequences + len(self._prompts) + 1 - self.slots) > 0 or self.capacity < _INFINITE:
-            wait_s += self._room_s(places, prompt_tokens)
-        room = budget - sequences
-        room = max(room, _FEWEST_PROMPT_TOKENS)
+        batch, batch_context = sequences + 1, context + prompt_tokens
         ahead, attended = self.stranger_tokens, uncached * (prompt_tokens - 0.5 * uncached)
         joining: list[tuple[float, int]] = []  # tokens until a prompt ahead is complete, and its context
         for prompt in self._prompts.values():
@@ -220,34 +217,29 @@ class Shadow:
             attended += left * (computed + 0.5 * left)
             ahead += left
             joining.append((ahead, computed + left))
+            batch += 1
+            batch_context += computed + left
+        if batch > self.slots or batch_context - self.shared > self.capacity:
+            wait_s += self._room_s(batch, batch_context)
+        room = max(budget - sequences, _FEWEST_PROMPT_TOKENS)
         tokens = ahead + uncached
         steps = -(-tokens // room)
         for until, context_tokens in joining:
             share = 1.0 - -(-until // room) / steps  # of the steps it decodes in
             sequences += share
             context += share * context_tokens
-        over = tokens - (steps - 1) * room + sequences - knee  # of the last step; those before it are full
-        over = max(over, 0.0)
+        over = max(tokens - (steps - 1) * room + sequences - knee, 0.0)  # of the last step; those before it are full
         if steps > 1 and budget > knee:
             over += (steps - 1) * (budget - knee)
         per_step_s = step_s + prompt_s + sequence_s * sequences + context_s * (context + 0.5 * steps * sequences)
         work_s = steps * per_step_s + token_s * over + attended_s * attended
         wait_s += work_s * ahead / tokens
-        return factor * (wait_s + work_s * uncached / tokens), factor * wait_s
-
-    def decode_s(self, prompt_tokens: int) -> float:
-        """Seconds of a decode step once a further request is among the sequences, and all that wait now are."""
-        batch, context = self._batch()
-        batch, context = batch + 1, context + prompt_tokens
-        for prompt in self._prompts.values():
-            batch += 1
-            context += prompt.computed + prompt.left
         if batch > self.slots:
-            context *= self.slots / batch
-            batch = self.slots
-        c, over = self._fit.coefficients, batch - self._fit.knee
-        seconds = c[STEPS] + c[SEQUENCES] * batch + c[CONTEXT] * context
-        return self.factor * (seconds + c[TOKENS] * over if over > 0.0 else seconds)
+            batch, batch_context = self.slots, batch_context * self.slots / batch
+        decode_s = step_s + sequence_s * batch + context_s * batch_context
+        if batch > knee:
+            decode_s += token_s * (batch - knee)
+        return factor * (wait_s + work_s * uncached / tokens), factor * wait_s, factor * decode_s
 
     def check(self, prompts: Sequence[int], streams: Sequence[int]) -> None:
         """Raise InternalError if an invariant does not hold; `prompts` and `streams` are the legs by the router's ledger."""
@@ -431,17 +423,14 @@ class Shadow:
             return ours, self.context
         return ours + self.strangers, self.context * (1.0 + self.strangers / max(ours, 1))
 
-    def _room_s(self, places: float, prompt_tokens: int) -> float:
+    def _room_s(self, batch: float, batch_context: float) -> float:
         """How long until enough sequences have ended for all that wait, and one more, to have places and KV memory.
 
-        `places`: how many are missing. Ends come evenly: in as many steps as an answer has tokens, all that runs now has been replaced
-        once.
+        Ends come evenly: in as many steps as an answer has tokens, all that runs now has been replaced once.
         """
         running, context = self._batch()
-        tokens = context + prompt_tokens - self.shared - self.capacity
-        for prompt in self._prompts.values():
-            tokens += prompt.computed + prompt.left
-        if (places <= 0 and tokens <= 0) or not self._streams:
+        if not self._streams:
             return 0.0
+        places, tokens = batch - self.slots, batch_context - self.shared - self.capacity
         batch_s = self._fit.seconds([1.0, 0.0, running, context, max(running - self._fit.knee, 0.0), 0.0, 0.0])
         return batch_s * self.output_tokens * max(places / running, tokens / max(context, 1.0))

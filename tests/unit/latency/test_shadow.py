@@ -88,7 +88,7 @@ def errors(pair, rng, *, arrivals, rate, prompt, output, most=60_000):
         tokens = max(2, min(int(rng.lognormvariate(0, 1) * prompt), most))
         if pair.legs > 5:
             true_s = pair.true_ttft_s(tokens)
-            found.append(pair.shadow.ttft_s(tokens, tokens, pair.now_s)[0] / true_s - 1)
+            found.append(pair.shadow.foresee(tokens, tokens, pair.now_s)[0] / true_s - 1)
         pair.arrive(tokens, max(2, int(rng.lognormvariate(0, 0.8) * output)))
     return found
 
@@ -123,8 +123,8 @@ def test_kv_memory_runs_out_there_too():
 
 def test_an_idle_engine_is_predicted_exactly():
     pair = Pair()
-    assert pair.shadow.ttft_s(3000, 3000, 5.0)[0] == pytest.approx(pair.true_ttft_s(3000))
-    assert pair.shadow.ttft_s(30_000, 30_000, 5.0)[0] == pytest.approx(pair.true_ttft_s(30_000))
+    assert pair.shadow.foresee(3000, 3000, 5.0)[0] == pytest.approx(pair.true_ttft_s(3000))
+    assert pair.shadow.foresee(30_000, 30_000, 5.0)[0] == pytest.approx(pair.true_ttft_s(30_000))
 
 
 def test_seen_steps_are_those_that_the_engine_took():
@@ -147,7 +147,7 @@ def test_seen_steps_are_those_that_the_engine_took():
 def test_a_late_first_byte_stretches_the_forecast():
     shadow = Shadow(StepFit(PRESET))
     shadow.dispatch(1, prompt_tokens=1000, uncached=1000, silent=False, now_s=0.0)
-    soon, late, later = (shadow.ttft_s(100, 100, now_s)[0] for now_s in (0.05, 5.0, 50.0))
+    soon, late, later = (shadow.foresee(100, 100, now_s)[0] for now_s in (0.05, 5.0, 50.0))
     assert soon < 0.2
     assert late > 4.5
     assert later > 45
@@ -158,7 +158,7 @@ def test_long_decodes_cost_one_multiplication_and_keep_the_count():
     shadow.dispatch(1, prompt_tokens=1000, uncached=1000, silent=False, now_s=0.0)
     shadow.first_byte(1, 0.05)
     before = shadow.work[STEPS]
-    shadow.ttft_s(1, 1, 20.05)
+    shadow.foresee(1, 1, 20.05)
     steps = shadow.work[STEPS] - before
     step_s = shadow._fit.seconds([1.0, 0.0, 1.0, 1000.0 + steps / 2, 0.0, 0.0, 0.0])
     assert steps == pytest.approx(20.0 / step_s, rel=0.01)
@@ -178,7 +178,7 @@ def test_it_stays_true_to_its_legs_in_any_order_of_events(data):
         elif pair.live:
             pair.leave(data.draw(st.sampled_from(sorted(pair.live))))
         pair.check()
-        ttft_s, wait_s = pair.shadow.ttft_s(100, 100, pair.now_s)
+        ttft_s, wait_s, _ = pair.shadow.foresee(100, 100, pair.now_s)
         assert 0.0 <= wait_s <= ttft_s < 1e4
     pair.run(pair.now_s + 1e4)
     assert pair.shadow.legs == 0
@@ -187,7 +187,7 @@ def test_it_stays_true_to_its_legs_in_any_order_of_events(data):
 def test_factor_and_strangers_make_it_slower():
     slow, plain = Shadow(StepFit(PRESET)), Shadow(StepFit(PRESET))
     slow.factor = 2.0
-    assert slow.ttft_s(1000, 1000, 0.0)[0] == pytest.approx(2 * plain.ttft_s(1000, 1000, 0.0)[0])
+    assert slow.foresee(1000, 1000, 0.0)[0] == pytest.approx(2 * plain.foresee(1000, 1000, 0.0)[0])
     crowded = Shadow(StepFit(PRESET))
     crowded.strangers = 50.0
-    assert crowded.ttft_s(1000, 1000, 0.0)[0] > plain.ttft_s(1000, 1000, 0.0)[0]
+    assert crowded.foresee(1000, 1000, 0.0)[0] > plain.foresee(1000, 1000, 0.0)[0]
