@@ -368,11 +368,24 @@ def test_internal_headers_do_not_pass_and_authorization_does():
         async with gateway(engine) as running:
             await send(
                 running.port,
-                post(chat(), headers="x-data-parallel-rank: 1\r\nauthorization: Bearer k\r\nx-request-id: mine\r\n"),
+                post(chat(), headers="x-data-parallel-rank: 1\r\nauthorization: Bearer k\r\n"),
             )
             headers = engine.requests[0].headers
             assert "x-data-parallel-rank" not in headers
-            assert (headers["authorization"], headers["x-request-id"]) == ("Bearer k", "mine")
+            assert headers["authorization"] == "Bearer k"
+
+    run(main)
+
+
+def test_equal_request_ids_of_two_clients_do_not_meet_in_an_engine_and_answers_bear_them():
+    async def main():
+        engine = FakeEngine()
+        async with gateway(engine) as running:
+            replies = [await send(running.port, post(chat(), headers="x-request-id: mine\r\n")) for _ in range(2)]
+            ids = {request.headers["x-request-id"] for request in engine.requests}
+            assert len(ids) == 2
+            assert "mine" not in ids
+            assert [reply.headers["x-request-id"] for reply in replies] == ["mine", "mine"]
 
     run(main)
 

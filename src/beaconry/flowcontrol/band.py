@@ -3,7 +3,8 @@
 from math import log2
 
 from beaconry.config.flow import BandConfig
-from beaconry.flowcontrol.fairness import Flow, make_fairness
+from beaconry.flowcontrol.fairness import Flow
+from beaconry.flowcontrol.nested import make_fairness
 from beaconry.flowcontrol.room import Room
 from beaconry.flowcontrol.ticket import Ticket
 from beaconry.values.errors import InternalError
@@ -43,6 +44,7 @@ class Band:
         fresh = flow is None
         if flow is None:
             flow = self.flows[key] = Flow(key)
+            flow.account = ticket.request.account
         flow.weight = max(ticket.request.weight, 1e-3)
         ticket.flow = flow
         ticket.waiting = True

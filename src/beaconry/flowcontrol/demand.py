@@ -51,13 +51,15 @@ class Demand:
     A band that is the only one costs a comparison per request, and leaves no trace.
     """
 
-    __slots__ = ("_margin", "_streams", "lowest")
+    __slots__ = ("_margin", "_pace", "_streams", "lowest")
 
     def __init__(self) -> None:
         self.lowest: int | None = None
         """The lowest priority seen so far."""
         self._streams: dict[int, _Stream] = {}
         """By priority, all above `lowest`."""
+        self._pace = Pace()
+        """Of all that is sent, while there is more than one band."""
         self._margin = 0.0
         """Requests to be kept room for beyond those computed: arrivals come in bursts, completions in steps."""
 
@@ -78,8 +80,13 @@ class Demand:
         """There is more than one band."""
         return bool(self._streams)
 
-    def claim(self, priority: int, pace: Pace, now_s: float) -> Claim | None:
-        """What requests of `priority` have to leave free, given the `pace` of all dispatches; None: nothing.
+    def sent(self, now_s: float) -> None:
+        """A request of whichever band has been sent to an engine."""
+        if self._streams:
+            self._pace.note(now_s)
+
+    def claim(self, priority: int, now_s: float) -> Claim | None:
+        """What requests of `priority` have to leave free; None: nothing.
 
         Each completion gives a place back, each arrival takes one, so with arrivals at a share r of completions, n places or more are
         taken out of a reserve for a share r^n of the time: the reserve is as large as makes that `MISSES`, corrected by what has been found
@@ -87,7 +94,7 @@ class Demand:
         """
         if not self._streams:
             return None
-        per_s = pace.per_s(now_s)
+        per_s = self._pace.per_s(now_s)
         rate = mean = large = 0.0
         for own, stream in self._streams.items():
             if own > priority:

@@ -28,10 +28,12 @@ EVERY_TURN = 5
 class Flow:
     """The waiting requests of one tenant or program in one band."""
 
-    __slots__ = ("bucket", "key", "newest", "order", "size", "tag", "weight")
+    __slots__ = ("account", "bucket", "key", "newest", "order", "size", "tag", "weight")
 
     def __init__(self, key: str) -> None:
         self.key = key
+        self.account: str | None = None
+        """The configured tenant it belongs to, if there is one."""
         self.weight = 1.0
         self.tag = 0.0
         """Service so far over weight, in the policy's own measure."""
@@ -260,12 +262,3 @@ class LeastAttained:
             self._tags.scale(2.0 ** max((self._since_s - now_s) / HALF_LIFE_S, -1000.0))
             self._since_s = now_s
         self._tags.add(key, tokens * 2.0 ** ((now_s - self._since_s) / HALF_LIFE_S), 0.0)
-
-
-def make_fairness(name: str) -> FairnessPolicy:
-    """The policy of a configured name."""
-    if name == "round-robin":
-        return RoundRobin()
-    if name == "least-attained":
-        return LeastAttained()
-    return FairShare(by_tokens=name == "tokens")

@@ -21,6 +21,8 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     outcome: str
     status: int
     e2e_ms: float
+    client_id: str | None = None
+    """Its `x-request-id`, if the client gave one."""
     asked_model: str | None = None
     """What the client called the model, where that is another name."""
     tenant: str | None = None
@@ -63,6 +65,7 @@ class AccessLog:
             outcome=ended.outcome.value,
             status=relay.status,
             e2e_ms=round(1e3 * ended.e2e_s, 1),
+            client_id=None if relay.client_id is None else relay.client_id.decode(),
             asked_model=None if parsed.asked_model == parsed.model else parsed.asked_model[:200],
             tenant=_tenant(relay.request),
             endpoint=None if placement is None else placement.endpoint.name,

@@ -41,8 +41,8 @@ CLIENT_CLOSED = 499
 """nginx's status for a client that left before there was an answer."""
 DEBUG_HEADER = b"x-beaconry-debug"
 _CHALLENGE = ((b"www-authenticate", b"Bearer"),)
-_NOTHING: frozenset[bytes] = frozenset()
-_KEY = frozenset({b"authorization"})
+_ID = frozenset({b"x-request-id"})
+_KEY_AND_ID = _ID | {b"authorization"}
 _ENCODING = frozenset({b"accept-encoding"})
 """An answer that must be edited must not be compressed."""
 
@@ -78,8 +78,8 @@ class _Received(Struct, frozen=True):
     request_id: str
     arrived_s: float
     session: str | None
-    has_id: bool
-    """The client has given it a usable id."""
+    client_id: bytes | None
+    """The id that the client has given it, if that is usable."""
 
 
 class Door:
@@ -203,7 +203,7 @@ class Door:
         if not caller.may_ask_for(parsed.asked_model):
             raise CallerError(no_such_model(parsed.asked_model), status=404, code="model_not_found")
         terms = reception.terms(caller, exchange.headers, parsed.asked_model)
-        return _Received(exchange, parsed, terms, request_id, arrived_s, session, given_id is not None)
+        return _Received(exchange, parsed, terms, request_id, arrived_s, session, given_id)
 
     async def _admit_later(self, received: "_Received", pending: Awaitable[Keyed]) -> None:
         keyed = await pending
@@ -241,14 +241,14 @@ class Door:
         if renamed or terms is not PLAIN:
             asked_model = parsed.asked_model if renamed else None
             request = structs.replace(request, asked_model=asked_model, **structs.asdict(terms))
-        withheld = _KEY if self._authorization or self._reception.asks_for_keys else _NOTHING
+        withheld = _KEY_AND_ID if self._authorization or self._reception.asks_for_keys else _ID
         headers = for_engine(exchange.headers, withheld | _ENCODING if renamed else withheld)
         if self._authorization:
             headers += self._authorization
-        if not received.has_id:
-            headers += b"x-request-id: %b\r\n" % request_id.encode()
+        headers += b"x-request-id: %b\r\n" % request_id.encode()  # two clients' equal ones would meet in an engine
         relay = Relay(desk, exchange, parsed, headers)
         relay.request = request
+        relay.client_id = received.client_id
         relay.tokens = None if keyed is None else keyed.tokens
         relay.debug = self._debug_headers and exchange.header(DEBUG_HEADER) == b"1"
         exchange.on_close = lambda: desk.tell(ClientLeft(request_id))

@@ -41,6 +41,9 @@ class Desk(Protocol):
         ...
 
 
+REQUEST_ID = b"x-request-id"
+
+
 class Relay:
     """A request between client and endpoint. It is the `Leg` of its upstream calls."""
 
@@ -59,6 +62,7 @@ class Relay:
         "_started",
         "_watch",
         "allowances",
+        "client_id",
         "debug",
         "exchange",
         "first_s",
@@ -81,6 +85,8 @@ class Relay:
         """The latest leg."""
         self.request: Request | None = None
         """What the router knows it as, once it does."""
+        self.client_id: bytes | None = None
+        """What the client calls the request; its answer bears that name, engines know it by ours."""
         self.first_s: float | None = None
         """Arrival to first byte, once there is one."""
         self.debug = False
@@ -143,6 +149,8 @@ class Relay:
         if effect.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % max(1, ceil(effect.retry_after_s))))
         headers += rate_limit_headers(self.allowances)
+        if self.client_id is not None:
+            headers.append((REQUEST_ID, self.client_id))
         self.exchange.respond(
             effect.status, error_body(effect.message, status=effect.status, code=effect.code), headers=headers
         )
@@ -217,6 +225,9 @@ class Relay:
 
     def _headers_for_client(self) -> list[tuple[bytes, bytes]]:
         headers = for_client(self.head_headers)
+        if self.client_id is not None:
+            headers = [header for header in headers if header[0] != REQUEST_ID]
+            headers.append((REQUEST_ID, self.client_id))
         if self.allowances:
             headers = [header for header in headers if not header[0].startswith(RATE_LIMIT_PREFIX)]
             headers += rate_limit_headers(self.allowances)

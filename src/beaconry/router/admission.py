@@ -12,6 +12,7 @@ that need no prefill endpoint pass them by while the prefill pool is full. Of bo
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
+from itertools import count
 from math import inf
 
 from msgspec import Struct
@@ -48,6 +49,14 @@ SPLIT = "\0prefill"
 _UNSERVED = frozenset({Outcome.NO_ENDPOINT, Outcome.ENGINE_REFUSED, Outcome.ENGINE_FAILED})
 
 
+class Line(Struct, frozen=True):
+    """What waits for one model or LoRA adapter, and the endpoints that may take it."""
+
+    model: str
+    members: list[Member]
+    prefill: list[Member]
+
+
 class _Way(Struct, frozen=True):
     """Past the queue, for requests of one model and priority: what it takes to go by, and where it is noted."""
 
@@ -69,8 +78,11 @@ class Admission:
         """Endpoints not known to be closed. What reopens one puts it back here."""
         self._silent: list[tuple[float, int, Leg]] = []
         """Legs whose prefill will not show in a first byte, by the time when it should be over."""
+        self._ejected: list[tuple[float, int, Member]] = []
+        """Endpoints by the end of their ejection."""
+        self._numbers = count()
         self.silent_due_s = inf
-        """The earliest of these times."""
+        """The earliest of all these times: when something changes without an event."""
         self._waits: dict[tuple[str, str], Histogram] = {}
         """Seconds from arrival to dispatch, by model and band."""
         self._ways: dict[tuple[str, int], _Way] = {}
@@ -91,7 +103,7 @@ class Admission:
         output = self._rates.rates(variant).output_tokens
         if request.output_tokens is not None:
             output = min(output, request.output_tokens)
-        lane = lane_of(request, members, split=bool(prefill))
+        lane = lane_of(request, split=bool(prefill))
         ticket = self.queue.ticket(lane, request, output * request.sequences, now_s)
         if not members:
             ticket.expires_s = request.arrived_s + self._flow.hold_s
@@ -137,7 +149,7 @@ class Admission:
         if not lane.demand.contested or not self._flow.enabled:
             return candidates
         needed = [request.prompt_tokens - c.matched_tokens * bool(c.sharers) for c in candidates]
-        claim = lane.demand.claim(request.priority, lane.pace, now_s)
+        claim = lane.demand.claim(request.priority, now_s)
         capacity = self._capacity
         if claim is None:
             roomy = {m.endpoint.name for m, need in zip(members, needed, strict=True) if capacity.fits(m, need, now_s)}
@@ -167,10 +179,16 @@ class Admission:
         """Those for which something waits."""
         return list(dict.fromkeys(lane.removesuffix(SPLIT) for lane in self.queue.lanes()))
 
-    def next(self, model: str, members: list[Member], now_s: float, prefill: Sequence[Member] = ()) -> Ticket | None:
-        """Whose turn it is, if one of the model's endpoints is open for it, and one of `prefill` where it needs one and there are any."""
+    def first(self, lines: Iterable[Line], now_s: float) -> Ticket | None:
+        """Whose turn it is of those that wait for the same engines: of the highest band, who came first among those whose turn it is."""
         if not self._maybe_open:
             return None
+        turns = [turn for line in lines if (turn := self._next(line, now_s)) is not None]
+        return min(turns, key=lambda ticket: (-ticket.band.priority, ticket.number)) if turns else None
+
+    def _next(self, line: Line, now_s: float) -> Ticket | None:
+        """The turn of one model, if one of its endpoints is open for it, and one of `prefill` where it needs one and there are any."""
+        model, members, prefill = line.model, line.members, line.prefill
         whole = self.queue.next(model, lambda band: self._admits(band, band.head().request, members, now_s))
         split = self.queue.next(
             model + SPLIT, lambda band: self._admits(band, band.head().request, members, now_s, prefill)
@@ -229,21 +247,30 @@ class Admission:
         """A leg was sent. Of a whole answer the first byte is the last: it counts as prefilled once the predicted time has passed."""
         request = leg.request
         self._capacity.dispatched(leg)
+        self.queue.lane(leg.member.endpoint.model).demand.sent(leg.dispatched_s)
         if not request.stream:
             if prediction is None:
                 prediction = self._rates.predict(request, leg.candidate)
             heappush(self._silent, (leg.dispatched_s + prediction.ttft_s, leg.id, leg))
-            self.silent_due_s = self._silent[0][0]
+            self.silent_due_s = min(self.silent_due_s, self._silent[0][0])
+
+    def ejected(self, member: Member) -> None:
+        """An endpoint gets nothing for a while."""
+        heappush(self._ejected, (member.ejected_until_s, next(self._numbers), member))
+        self.silent_due_s = min(self.silent_due_s, self._ejected[0][0])
 
     def settle_silent(self, now_s: float) -> None:
-        """Count as prefilled what should be by now."""
+        """Count as prefilled what should be by now, and open again whose ejection is over."""
         silent = self._silent
         while silent and silent[0][0] <= now_s:
             _, _, leg = heappop(silent)
             if leg.id in leg.member.prefilling:
                 leg.member.first_byte(leg, now_s)
                 self.reopen(leg.member)
-        self.silent_due_s = silent[0][0] if silent else inf
+        ejected = self._ejected
+        while ejected and ejected[0][0] <= now_s:
+            self.reopen(heappop(ejected)[2])
+        self.silent_due_s = min(silent[0][0] if silent else inf, ejected[0][0] if ejected else inf)
 
     def is_open(self, member: Member, now_s: float, ceiling: float = 1.0) -> bool:
         """The endpoint can use one more request, of a band with this ceiling."""
@@ -315,7 +342,7 @@ class Admission:
         if not members or not self._flow.enabled:
             return None
         lane = self.queue.lane(members[0].endpoint.model)
-        claim = lane.demand.claim(request.priority, lane.pace, now_s)
+        claim = lane.demand.claim(request.priority, now_s)
         if claim is None:
             return None
         needed = [self._capacity.needs(member, request.prompt_tokens) for member in members]
@@ -349,7 +376,6 @@ class Admission:
         return Why.CEILING if any(self.is_open(member, now_s) for member in members) else Why.CAPACITY
 
 
-def lane_of(request: Request, members: list[Member], *, split: bool) -> str:
-    """What a request waits with: all that runs on the same engines, so a LoRA adapter's requests wait with those of its base model."""
-    model = members[0].endpoint.model if members else request.model
-    return model + SPLIT if split else model
+def lane_of(request: Request, *, split: bool) -> str:
+    """What a request waits with: those of its model, or of its LoRA adapter, which not all engines of the base model need serve."""
+    return request.model + SPLIT if split else request.model

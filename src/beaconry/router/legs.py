@@ -149,7 +149,7 @@ class Legs:
             return
         busy = fact.fault is Fault.STATUS and fact.status in BUSY_STATUSES
         if not busy and self._is_to_blame(leg, fact):
-            leg.member.failed_leg(now_s)
+            self._blame(leg.member, now_s)
         self._close(leg, now_s)
         what = (
             f"the engine answered {fact.status}" if fact.fault is Fault.STATUS else f"{fact.fault.value}: {fact.detail}"
@@ -176,8 +176,14 @@ class Legs:
             if not self.place(exchange, now_s, effects):
                 self._exchanges.drop(exchange, Outcome.NO_ENDPOINT, now_s, effects)
         else:
-            leg.member.failed_leg(now_s)
+            self._blame(leg.member, now_s)
             self._try_again(leg, "its answer named no KV to hand over", now_s, effects, status=502)
+
+    def _blame(self, member: Member, now_s: float) -> None:
+        """A leg failed by its endpoint's fault; if that ejects it, the end of the ejection is not to be missed."""
+        member.failed_leg(now_s)
+        if now_s < member.ejected_until_s:
+            self._admission.ejected(member)
 
     def _is_to_blame(self, leg: Leg, fact: LegFailed) -> bool:
         """The leg's endpoint failed by itself: it was not let down by the one whose KV it was to fetch."""
@@ -218,7 +224,7 @@ class Legs:
     def cut_late(self, now_s: float, effects: list[Effect]) -> None:
         """End what has missed a deadline of its leg."""
         for leg in self._timers.late_legs(now_s):
-            leg.member.failed_leg(now_s)
+            self._blame(leg.member, now_s)
             what = "begin its answer" if leg.first_byte_s is None else "go on with its answer"
             message = f"the engine did not {what} in time"
             self.cut(leg.exchange, Outcome.ENGINE_TIMEOUT, message, now_s, effects)

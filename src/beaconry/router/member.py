@@ -71,7 +71,8 @@ class Member:
         """Failed legs in a row."""
         self._ejections = 0
         """Ejections without a success since: the exponent of the next one."""
-        self._ejected_until_s = 0.0
+        self.ejected_until_s = 0.0
+        """When the latest ejection ends, or has ended."""
         self.dispatched = self.failed = 0
         self.prompt_tokens = self.cached_tokens = self.predicted_cached_tokens = self.output_tokens = 0
         self.ttft = Histogram(LATENCY_BOUNDS_S)
@@ -84,7 +85,7 @@ class Member:
             return State.DRAINING
         if self._unhealthy:
             return State.UNHEALTHY
-        if self._ejections and now_s < self._ejected_until_s:
+        if self._ejections and now_s < self.ejected_until_s:
             return State.EJECTED
         return State.PROBING if self._ejections else State.READY
 
@@ -132,10 +133,10 @@ class Member:
         """Note a leg that failed by the endpoint's fault."""
         self.failed += 1
         self._failures += 1
-        probing = self._ejections and now_s >= self._ejected_until_s
+        probing = self._ejections and now_s >= self.ejected_until_s
         if probing or (not self._ejections and self._failures >= self._knobs.eject_after):
             pause_s = min(self._knobs.eject_base_s * 2.0**self._ejections, self._knobs.eject_max_s)
-            self._ejected_until_s = now_s + pause_s
+            self.ejected_until_s = now_s + pause_s
             self._ejections += 1
             self._judge()
 

@@ -6,14 +6,14 @@ followed by another one elsewhere; every exchange ends exactly once. The parts, 
 endpoints. This file knows the facts, and what waits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any
 
 from beaconry.config.gateway import GatewayConfig
 from beaconry.latency.forecasts import Forecasts
 from beaconry.latency.rates import RateBook
-from beaconry.router.admission import Admission
+from beaconry.router.admission import Admission, Line
 from beaconry.router.caches import Caches, CachesStatistics
 from beaconry.router.deadlines import NEVER
 from beaconry.router.effects import Answer, Effect, TellAllowance
@@ -46,7 +46,7 @@ from beaconry.router.member import Member
 from beaconry.router.members import Members
 from beaconry.router.news import EndpointNews
 from beaconry.router.placing import Placing
-from beaconry.router.statistics import RouterStatistics
+from beaconry.router.statistics import ModelCounters, RouterStatistics
 from beaconry.router.timers import Timers
 from beaconry.scheduling.scheduler import Scheduler
 from beaconry.values.outcome import Outcome
@@ -76,6 +76,11 @@ class Router:
         self._admission = Admission(config.flow, rates)
         self._timers = Timers(config.deadlines)
         self._exchanges = Exchanges(self._admission, self._timers)
+        for name, model in config.models.items():
+            for served in (target.model for target in model.targets) if model.targets else (name,):
+                self._exchanges.counters.setdefault(
+                    served, ModelCounters()
+                )  # known, so held while nobody serves it yet
         self._placing = Placing(scheduler, caches, self._members, self._admission, rng, config.disaggregation)
         self._legs = Legs(
             placing=self._placing,
@@ -228,13 +233,21 @@ class Router:
             served = self._members.open_to(ticket.request.model, now_s)
             outcome = Outcome.QUEUE_EXPIRED if served else Outcome.NO_ENDPOINT
             self._exchanges.drop(self._exchanges[ticket.request.id], outcome, now_s, effects)
-        for model in admission.models():
-            members = self._members.open_to(model, now_s)
-            prefill = self._members.open_to(model, now_s, stage=Stage.PREFILL)
-            while (turn := admission.next(model, members, now_s, prefill)) is not None:
+        for lines in self._lines(now_s):
+            while (turn := admission.first(lines, now_s)) is not None:
                 admission.dispatch(turn, now_s)
-                self._place(self._exchanges[turn.request.id], now_s, effects)  # none if its LoRA adapter is gone
+                self._place(self._exchanges[turn.request.id], now_s, effects)
         self._timers.wake_by(admission.due_s(), effects)
+
+    def _lines(self, now_s: float) -> Iterable[list[Line]]:
+        """What waits, together that for which the same engines may be open."""
+        lines: dict[str, list[Line]] = {}
+        for model in self._admission.models():
+            members = self._members.open_to(model, now_s)
+            if members:
+                prefill = self._members.open_to(model, now_s, stage=Stage.PREFILL)
+                lines.setdefault(members[0].endpoint.model, []).append(Line(model, members, prefill))
+        return lines.values()
 
     # -- time
 

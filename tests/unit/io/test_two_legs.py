@@ -67,7 +67,13 @@ def test_the_access_log_names_both_endpoints(tmp_path: Path):
     log = AccessLog(str(tmp_path / "log"), loop)
     exchange, parsed = SimpleNamespace(path="/v1/completions"), SimpleNamespace(model="m", asked_model="m", stream=True)
     relay = SimpleNamespace(
-        placement=placement(Stage.DECODE), parsed=parsed, exchange=exchange, usage=None, request=None, status=200
+        placement=placement(Stage.DECODE),
+        parsed=parsed,
+        exchange=exchange,
+        usage=None,
+        request=None,
+        status=200,
+        client_id=None,
     )
     log.write(relay, Ended(request_id="r", outcome=Outcome.COMPLETED, attempts=2, e2e_s=1.0))
     log.close()

@@ -1,9 +1,12 @@
 """Routers and endpoints as the tests of the router have them."""
 
+from collections.abc import Mapping
 from random import Random
+from types import MappingProxyType
 
 from beaconry.config.flow import Flow
 from beaconry.config.gateway import Deadlines, GatewayConfig, Health, Retry
+from beaconry.config.tenants import ModelConfig
 from beaconry.kvindex.approximate import ApproximateIndex
 from beaconry.kvindex.exact import ExactIndex
 from beaconry.latency.rates import RateBook
@@ -21,7 +24,9 @@ def endpoint(name: str, **fields: object) -> Endpoint:
     return Endpoint(name=name, host="127.0.0.1", port=8000 + ord(name[0]), model="m", **fields)
 
 
-def make_router(policy: str, flow: Flow, retry: Retry = RETRY) -> Router:
+def make_router(
+    policy: str, flow: Flow, retry: Retry = RETRY, models: Mapping[str, ModelConfig] = MappingProxyType({})
+) -> Router:
     """A router with short deadlines and no endpoints, that ejects after two failures."""
     rates = RateBook()
     return Router(
@@ -30,6 +35,7 @@ def make_router(policy: str, flow: Flow, retry: Retry = RETRY) -> Router:
             retry=retry,
             health=Health(eject_after=2, eject_base_s=5.0, unhealthy_after=2),
             flow=flow,
+            models=dict(models),
         ),
         scheduler=make_scheduler(policy, rates, Registry.installed()),
         caches=Caches(ApproximateIndex(limit_bytes=1 << 20), ExactIndex()),

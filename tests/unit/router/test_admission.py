@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from beaconry.config.flow import BandConfig, Flow
+from beaconry.config.tenants import ModelConfig, Target
 from beaconry.router.effects import Answer, CancelLeg, Effect, Ended, StartLeg, WakeAt
 from beaconry.router.facts import (
     AdaptersSeen,
@@ -36,8 +37,8 @@ from tests.unit.router.made import endpoint, make_router
 class Bench:
     """A router whose engines can use 0.1 s of prefill: half a prompt of 2,000 tokens, by the rates believed at the start."""
 
-    def __init__(self, names: str = "ab", **knobs: object) -> None:
-        self.router = make_router("least-requests", Flow(engine_wait_s=0.1, **knobs))
+    def __init__(self, names: str = "ab", models: dict[str, ModelConfig] | None = None, **knobs: object) -> None:
+        self.router = make_router("least-requests", Flow(engine_wait_s=0.1, **knobs), models=models or {})
         self.now_s = 0.0
         self.wake_s = float("inf")
         for name in names:
@@ -233,7 +234,7 @@ def test_a_model_whose_engines_are_gone_is_known_while_its_requests_are_held():
     assert (start.request_id, start.decision.waited_for) == ("r", "endpoint")
 
 
-def test_adapters_wait_with_their_base_model():
+def test_adapters_wait_for_the_same_engines_as_their_base_model_in_one_order():
     bench = Bench("a")
     bench.tell(AdaptersSeen("a", {"lora": ""}))
     leg = bench.fill("r")["r"].leg
@@ -243,14 +244,52 @@ def test_adapters_wait_with_their_base_model():
     assert start.request_id == "adapted"
 
 
-def test_a_request_whose_adapter_is_gone_when_its_turn_comes_is_answered_with_503():
-    bench = Bench("a")
+def test_a_request_whose_adapter_is_gone_waits_for_it_in_nobodys_way_and_is_then_answered_with_503():
+    bench = Bench("a", ttl_s=5.0)
     bench.tell(AdaptersSeen("a", {"lora": ""}))
     leg = bench.fill("r")["r"].leg
     bench.arrive("adapted", model="lora")
+    bench.arrive("base")
     bench.tell(AdaptersSeen("a", {}))
-    answer, end = bench.tell(LegStarted(leg), after_s=0.25)
-    assert (answer.status, end.outcome) == (503, Outcome.NO_ENDPOINT)
+    (start,) = bench.tell(LegStarted(leg), after_s=0.25)
+    assert start.request_id == "base"
+    bench.now_s = 5.0
+    answer, end = bench.tell(TimerDue())
+    assert (answer.status, end.outcome, end.request_id) == (503, Outcome.NO_ENDPOINT, "adapted")
+
+
+def test_an_adapters_own_engine_is_not_overfilled_because_another_one_is_open():
+    bench = Bench("ab")
+    bench.tell(AdaptersSeen("a", {"lora": ""}))
+    (first,) = bench.arrive("first", model="lora")
+    assert bench.arrive("second", model="lora") == []
+    (base,) = bench.arrive("base")
+    assert (first.endpoint.name, base.endpoint.name) == ("a", "b")
+    (second,) = bench.tell(LegStarted(first.leg), after_s=0.25)
+    assert (second.request_id, second.endpoint.name) == ("second", "a")
+
+
+def test_the_end_of_an_ejection_sends_on_what_waits():
+    bench = Bench("ab")
+    starts = bench.fill("r", "s")
+    failing = starts["r"].endpoint.name
+    bench.tell(LegFailed(starts["r"].leg, Fault.CONNECT))
+    (again,) = bench.arrive("t")
+    assert again.endpoint.name == failing
+    bench.tell(LegFailed(again.leg, Fault.CONNECT))  # the second failure ejects it for 5 s
+    assert bench.arrive("u") == []
+    (start,) = bench.timer()
+    assert (bench.now_s, start.request_id, start.endpoint.name) == (5.0, "u", failing)
+
+
+def test_a_model_that_is_configured_is_held_before_anybody_serves_it_and_an_unknown_one_is_not():
+    models = {"m": ModelConfig(), "alias": ModelConfig(targets=(Target(model="later"),))}
+    bench = Bench("", models=models, hold_s=20.0)
+    assert bench.arrive("r") == bench.arrive("s", model="later") == []
+    answer, _ = bench.arrive("t", model="no-such")
+    assert answer.status == 404
+    (start,) = bench.tell(EndpointSeen(endpoint("a")), after_s=10.0)
+    assert (start.request_id, start.decision.waited_for) == ("r", "endpoint")
 
 
 def test_statistics_tell_what_waits_what_has_waited_and_what_was_dropped():

@@ -30,13 +30,15 @@ FAULTS = [(Fault.RESET, 0), (Fault.STATUS, 500), (Fault.STATUS, 503)]
 
 
 def test_who_waits_for_an_adapter_that_is_taken_away_is_answered():
-    bench = Bench("ab")
+    bench = Bench("ab", ttl_s=5.0)
     bench.tell(AdaptersSeen("a", ("lora",)))
     starts = bench.fill("r", "s")
     legs = {start.endpoint.name: start.leg for start in starts.values()}
     assert bench.arrive("t", model="lora") == []
     bench.tell(AdaptersSeen("a", ()))
-    answer, end = bench.tell(LegStarted(legs["b"]), after_s=0.25)
+    assert bench.tell(LegStarted(legs["b"]), after_s=0.25) == []
+    bench.now_s = 5.0
+    answer, end = bench.timer()
     assert (answer.status, end.request_id, end.outcome) == (503, "t", Outcome.NO_ENDPOINT)
 
 
