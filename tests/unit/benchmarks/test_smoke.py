@@ -120,3 +120,11 @@ def test_refusals_are_answered_while_streams_go_on(tmp_path: Path):
     assert "p99.9" in printed
     assert [(row["streams"], row["refused"]) for row in figures] == [(1, 300), (64, 300)]
     assert all(row["chunks_per_s"] > 0 for row in figures)
+
+
+def test_legs_compares_every_rule_on_every_workload(tmp_path: Path):
+    printed, rows = smoke("legs", tmp_path)
+    assert "a ratio of 0.7" in printed
+    good = {(row["workload"], row["rule"]): row["good_per_s"] for row in rows}
+    assert len(good) == 20
+    assert good["prompts", "auto"] > good["prompts", "always"]

@@ -1,10 +1,20 @@
 """Roles that leave a request nowhere to go are refused with a remedy, in the gateway's own file as in a spec."""
 
+from pathlib import Path
+
 import pytest
 
+from beaconry.config.disaggregation import Disaggregation
 from beaconry.config.gateway import GatewayConfig
 from beaconry.config.loading import load_yaml
 from beaconry.values.errors import OperatorError
+
+GUIDE = Path(__file__).parents[3] / "docs" / "disaggregation.md"
+
+
+def test_the_documented_example_loads_and_shows_the_defaults():
+    text = GUIDE.read_text().split("```yaml\n")[1].split("```")[0]
+    assert load_yaml(text, GatewayConfig, "docs").disaggregation == Disaggregation()
 
 
 def load(roles: str, mode: str = "auto") -> GatewayConfig:

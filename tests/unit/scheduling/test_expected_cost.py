@@ -3,12 +3,14 @@
 from random import Random
 
 import pytest
+from msgspec import structs
 
 from beaconry.latency.rates import RateBook
 from beaconry.scheduling.expected_cost import ExpectedCost
 from beaconry.values.candidate import Candidate, Prediction
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.request import Api, Request
+from beaconry.values.stage import Stage
 
 REQUEST = Request(id="r", model="m", api=Api.CHAT, arrived_s=0.0, prompt_tokens=6000, output_tokens=50)
 
@@ -107,3 +109,42 @@ def test_equal_candidates_are_taken_by_chance():
 def test_the_reason_says_whether_the_prefix_was_followed(matched, why):
     candidates = [candidate(f"e{i}", matched_tokens=m) for i, m in enumerate(matched)]
     assert why in ExpectedCost(RateBook()).rank(REQUEST, candidates, 0.0, Random(1)).why
+
+
+def decode(name, held, fetch_token_s, **fields):
+    """An endpoint for a prompt that is computed elsewhere: it holds `held` tokens and fetches the rest."""
+    fetched = REQUEST.prompt_tokens - 1 - held
+    return candidate(
+        name,
+        stage=Stage.DECODE,
+        matched_tokens=held,
+        fetched_tokens=fetched,
+        load_s=fetched * fetch_token_s,
+        **fields,
+    )
+
+
+def test_an_answer_goes_to_the_smaller_batch_unless_fetching_costs_more():
+    full = {"decoding": 20}
+    assert choose([decode("holder", 5000, 1e-6, **full), decode("calm", 0, 1e-6)]) == "calm"
+    assert choose([decode("holder", 5000, 1e-3, **full), decode("calm", 0, 1e-3)]) == "holder"
+
+
+def test_of_equal_batches_the_one_that_fetches_least_is_taken():
+    assert choose([decode("none", 0, 1e-6), decode("most", 5000, 1e-6), decode("some", 640, 1e-6)]) == "most"
+
+
+def test_an_answer_pays_for_what_it_takes_from_everybody_there():
+    candidates = [decode("a", 0, 0.0, decoding=10), decode("b", 0, 0.0)]
+    ranking = ExpectedCost(RateBook()).rank(REQUEST, candidates, 0.0, Random(1))
+    per_sequence_s = RateBook().rates("default").itl_batch_s
+    assert ranking.rows[0][2] == pytest.approx(10 * REQUEST.output_tokens * per_sequence_s)
+    assert ranking.rows[1][2] == 0.0
+    assert ranking.terms == ("ttft", "decode", "others")
+
+
+def test_a_prefill_leg_has_no_price_for_an_answer():
+    prompt = structs.replace(REQUEST, output_tokens=0)
+    candidates = [candidate("a", stage=Stage.PREFILL), candidate("b", stage=Stage.PREFILL)]
+    ranking = ExpectedCost(RateBook()).rank(prompt, candidates, 0.0, Random(1))
+    assert {row[1] for row in ranking.rows} == {0.0}

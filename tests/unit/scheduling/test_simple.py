@@ -3,11 +3,14 @@
 from collections import Counter
 from random import Random
 
+from msgspec import structs
+
 from beaconry.latency.rates import RateBook
 from beaconry.scheduling.simple import LeastRequests, PowerOfTwo, PrefixOnly, RandomChoice, RoundRobin, Sticky
 from beaconry.values.candidate import Candidate
 from beaconry.values.endpoint import Endpoint
 from beaconry.values.request import Api, Request
+from beaconry.values.stage import Stage
 
 REQUEST = Request(id="r", model="m", api=Api.CHAT, arrived_s=0.0, prompt_tokens=1000)
 
@@ -62,3 +65,9 @@ def test_sticky_stays_until_the_holder_is_much_busier():
 
 def test_sticky_does_not_stick_to_less_than_half_of_the_prompt():
     assert set(winners(Sticky, fleet(5, 0, 0, matched=(400, 0, 0)))) == {1, 2}
+
+
+def test_round_robin_goes_round_each_stage_by_itself():
+    policy, stages = RoundRobin(RateBook()), (Stage.PREFILL, Stage.DECODE) * 2
+    fleets = [[structs.replace(c, stage=stage) for c in fleet(0, 0)] for stage in stages]
+    assert [policy.rank(REQUEST, candidates, 0.0, Random(1)).winner for candidates in fleets] == [0, 0, 1, 1]
