@@ -304,7 +304,9 @@ def show(runs: Sequence[Run], rivals: Sequence[Rival]) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = report.options(__doc__.splitlines()[0])
-    parser.add_argument("--peers", type=Path, default=Path("peers-env"), help="folder of venv-sglang and venv-vllmr")
+    parser.add_argument(
+        "--peers", type=Path, default=Path("peers-env"), help="folder of venv-sglang, venv-vllmr and venv-envoy"
+    )
     parser.add_argument("--routers", default="", help="beginnings of names, separated by commas; all if absent")
     parser.add_argument("--loads", type=lambda text: [int(x) for x in text.split(",")], default=list(LOADS))
     parser.add_argument("--seed", type=int, default=1, help="of the first repeat")

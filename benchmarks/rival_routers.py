@@ -39,7 +39,7 @@ class Site(Struct, frozen=True, kw_only=True):
     folder: Path
     """Its own, for its files."""
     peers: Path
-    """Folder of the virtual environments `venv-sglang` and `venv-vllmr`."""
+    """Folder of the virtual environments `venv-sglang`, `venv-vllmr` and `venv-envoy`."""
 
 
 class Rival(Struct, frozen=True):
@@ -145,6 +145,45 @@ http {{
     return str(system_program("nginx")), "-c", str(file), "-p", str(site.folder), "-e", str(site.folder / "error")
 
 
+def envoy(site: Site) -> Sequence[str]:
+    """Circuit breakers: so many connections per engine, one request on each, and half as many requests that wait for one (a second's
+    worth; nothing limits how long)."""
+    chain = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+    router = "envoy.extensions.filters.http.router.v3.Router"
+    door = {
+        "@type": f"type.googleapis.com/{chain}",
+        "stat_prefix": "door",
+        "route_config": {
+            "virtual_hosts": [
+                {"name": "all", "domains": ["*"], "routes": [
+                    {"match": {"prefix": "/"}, "route": {"cluster": "engines", "timeout": "60s"}}]}
+            ]
+        },
+        "http_filters": [{"name": "router", "typed_config": {"@type": f"type.googleapis.com/{router}"}}],
+    }  # fmt: skip
+    engines = [{"endpoint": {"address": _address(port)}} for port in site.engines]
+    most = {"max_connections": _ALL, "max_requests": 2 * _ALL, "max_pending_requests": _ALL // 2}
+    cluster = {
+        "name": "engines", "type": "STATIC", "lb_policy": "LEAST_REQUEST",
+        "circuit_breakers": {"thresholds": [most], "per_host_thresholds": [{"max_connections": PLACES}]},
+        "load_assignment": {"cluster_name": "engines", "endpoints": [{"lb_endpoints": engines}]},
+    }  # fmt: skip
+    listener = {
+        "name": "door",
+        "address": _address(site.port),
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": door}]}],
+    }
+    file = site.folder / "envoy.json"
+    file.write_text(json.dumps({"static_resources": {"listeners": [listener], "clusters": [cluster]}}))
+    binary = str(site.peers / _ENVOY)
+    return binary, "-c", str(file), "--concurrency", "1", "-l", "error", "--disable-hot-restart"
+
+
+def _address(port: int) -> dict[str, object]:
+    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+
+
+_ENVOY = "venv-envoy/bin/envoy"
 _ALL = ENGINES * PLACES
 _QUEUE = ("--queue-size", _ALL, "--queue-timeout-secs", int(WAIT_S))
 _SGLANG, _VLLM = ("venv-sglang", "sglang_router"), ("venv-vllmr", "vllm_router")
@@ -169,4 +208,5 @@ RIVALS = (
     Rival("haproxy, maxconn and queue", "haproxy", haproxy(by_priority=False)),
     Rival("haproxy, and priority classes", "haproxy", haproxy(by_priority=True)),
     Rival("nginx, max_conns", "nginx", nginx),
+    Rival("Envoy, circuit breakers", _ENVOY, envoy),
 )
