@@ -57,7 +57,7 @@ STEP_TIME = "fixed_s=0.1,prefill_tps=40000"
 SHAPE = Shape(prompt_tokens=Bounds(low=50, high=400), output_tokens=Bounds(low=10, high=30))
 FULL_RATE = 30.0
 """Requests per second that the engines complete when twice as many come: 100 % load."""
-PATIENCE_S = 15.0
+PATIENCE_S = 10.0
 """When a client gives up waiting for the whole answer."""
 LOADS = (70, 150)
 READY_WITHIN_S = 45.0
@@ -74,7 +74,7 @@ class Times(Struct, frozen=True, kw_only=True):
     """How often a starved run is done at most."""
 
 
-FULL = Times(warmup_s=10.0, counted_s=25.0, tries=3)
+FULL = Times(warmup_s=8.0, counted_s=25.0, tries=3)
 SMOKE = Times(warmup_s=2.0, counted_s=4.0, tries=1)
 
 
