@@ -488,3 +488,17 @@ def test_stopping_finishes_what_runs_and_refuses_what_comes():
 
 async def _nothing(grace_s: float) -> None:
     """The test has stopped the gateway itself."""
+
+
+def test_a_metrics_page_that_cannot_be_made_costs_one_request_and_no_stream(caplog):
+    async def main():
+        async with gateway(FakeEngine()) as running:
+            known, running._router.statistics = running._router.statistics, None
+            reply = await send(running.port, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
+            running._router.statistics = known
+            assert (reply.status, json.loads(reply.body)["error"]["code"]) == (500, "internal")
+            assert (await send(running.port, post(chat()))).status == 200
+            assert (await send(running.port, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")).status == 200
+
+    run(main)
+    assert "could not be handled" in caplog.text

@@ -4,6 +4,7 @@ Only `/v1/...` reaches an engine, by the `model` in its JSON body; an engine's o
 """
 
 import asyncio
+import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import partial
@@ -30,6 +31,7 @@ from beaconry.wire.headers import for_engine
 from beaconry.wire.openai import TOKEN_BYTES, Parsed, api_of, parse
 from beaconry.wire.prefix import BLOCK_BYTES
 
+_LOG = logging.getLogger(__name__)
 _FORWARDED = re.compile(r"/v1(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
 """Plain segments only: neither escapes nor dots that an engine might resolve to something else."""
 _ADMINISTRATIVE = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
@@ -146,7 +148,7 @@ class Door:
             ready = any(e.state == "ready" for e in self._desk.router.statistics(self._desk.now_s()).endpoints)
             exchange.respond(200 if ready else 503, b"", b"text/plain")
         elif path == "/metrics":
-            self._desk.spawn(self._tell_metrics(exchange))
+            self._desk.spawn(_guarded(exchange, self._tell_metrics(exchange)))
         else:
             raise CallerError(f"there is no GET {path[:200]} here", status=404, code="unknown_path")
 
@@ -182,7 +184,7 @@ class Door:
         if keyed is None or isinstance(keyed, Keyed):
             self._admit(received, keyed)
         else:
-            self._desk.spawn(self._admit_later(received, keyed))
+            self._desk.spawn(_guarded(exchange, self._admit_later(received, keyed)))
 
     def _receive(self, exchange: Exchange, api: Api) -> "_Received":
         """What is asked, and on whose terms. Raises CallerError for a key, a body, a model or a header that is wrong."""
@@ -263,3 +265,12 @@ class Door:
 
 def _model_card(name: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "beaconry"}
+
+
+async def _guarded(exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
+    """Do what an exchange waits for. The gateway's tasks end together, so a bug of ours is caught here, as the server does."""
+    try:
+        await work
+    except Exception:  # noqa: BLE001 -- a bug of ours must cost one request
+        _LOG.exception("a request could not be handled")
+        exchange.fail()

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Protocol
 
+from beaconry.wire.errors import error_body
+
 Headers = Sequence[tuple[bytes, bytes]]
 
 _STATUS_LINES = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
@@ -102,6 +104,13 @@ class Exchange:
         head = self._render_head(status, [(b"content-type", content_type), *headers], len(body))
         self._connection.transport.write(head if self.method == "HEAD" else head + body)
         self._connection.answered(self)
+
+    def fail(self) -> None:
+        """A bug of ours has been caught: it costs this request, and nobody waits for an answer that does not come."""
+        if self.on_close is not None:
+            self.on_close()  # whoever has taken it in lets go of it
+        self.keep_alive = False
+        self.respond(500, error_body("this gateway has failed; its log says why", status=500, code="internal"))
 
     def start(self, status: int, headers: Headers, length: int | None = None) -> None:
         """Begin an answer of `length` bytes, or of unknown length. The head leaves with the first `write`."""

@@ -238,10 +238,7 @@ class Connection(asyncio.Protocol):
             self._server.handle(exchange)
         except Exception:  # noqa: BLE001 -- a bug of ours must cost one request, not leave its client waiting
             _LOG.exception("a request could not be handled")
-            if exchange.on_close is not None:
-                exchange.on_close()  # whoever has taken it in lets go of it
-            exchange.keep_alive = False
-            exchange.respond(500, error_body("this gateway has failed; its log says why", status=500, code="internal"))
+            exchange.fail()
 
     def answered(self, exchange: Exchange) -> None:
         """The current answer is complete: go on with the next request, or wait for it, or close."""
