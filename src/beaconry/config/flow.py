@@ -48,6 +48,9 @@ class Flow(Section, frozen=True):
     """Waiting for dispatch: after that interactive clients are gone; then 429."""
     hold_s: Annotated[float, Meta(ge=0)] = 0.0
     """Waiting while no engine serves the model, as when it is scaled to zero; then 503. 0 answers at once."""
+    evict_sheddable: bool = False
+    """Running requests of negative priority are ended for higher ones that have waited for `engineWaitS`, one for one: what they have
+    computed is lost, so it is for traffic that comes again by itself."""
     refuse_late_below: int = 0
     """Requests of a lower priority than this are refused at once if their first token is forecast to miss their objective wherever they go:
     the default sheds what is sheddable. What is to be served late rather than never is above."""

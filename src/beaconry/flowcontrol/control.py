@@ -126,6 +126,10 @@ class FlowControl:
         """Those in which something waits."""
         return [name for name, lane in self._lanes.items() if lane.requests]
 
+    def heads(self) -> list[Ticket]:
+        """Whose turn it is in the highest band of each lane in which something waits."""
+        return [ticket for lane in self._lanes.values() if (ticket := lane.next(lambda _: True)) is not None]
+
     def next(self, name: str, admits: Callable[[Band], bool]) -> Ticket | None:
         """Whose turn it is in the highest band of a lane that `admits` lets pass; None if there is nobody."""
         lane = self._lanes.get(name)

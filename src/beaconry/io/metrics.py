@@ -36,6 +36,7 @@ _ERROR_CODES = {
     Outcome.ENGINE_REFUSED: "BadRequest",
     Outcome.QUEUE_FULL: "InferencePoolResourceExhausted",
     Outcome.DISPLACED: "InferencePoolResourceExhausted",
+    Outcome.EVICTED: "InferencePoolResourceExhausted",
     Outcome.QUEUE_EXPIRED: "InferencePoolResourceExhausted",
     Outcome.OBJECTIVE_MISSED: "InferencePoolResourceExhausted",
     Outcome.NO_ENDPOINT: "ServiceUnavailable",

@@ -278,6 +278,13 @@ class Admission:
             return True
         return not member.prefilling or self._wait_s(member, now_s) < ceiling * self._flow.engine_wait_s
 
+    def is_short(self, member: Member, now_s: float) -> bool:
+        """What waits there waits for a place, or for memory."""
+        waited_s = member.oldest_wait_s(now_s)
+        return self._rates.is_late(member.endpoint, waited_s, member.prefill_tokens) or not self._capacity.fits(
+            member, 0.0, now_s
+        )
+
     def statistics(self, members: Iterable[Member], now_s: float) -> FlowStatistics:
         """What waits and has waited, and how full the endpoints are."""
         full: dict[tuple[str, Stage], list[float]] = {}

@@ -68,7 +68,7 @@ class Exchanges:
         self, exchange: Exchange, status: int, outcome: Outcome, message: str, now_s: float, effects: list[Effect]
     ) -> None:
         """End an exchange whose answer has not begun."""
-        retry_after_s = 1.0 if status == 503 else None
+        retry_after_s = 1.0 if status in (429, 503) else None
         if exchange.late_s:
             retry_after_s = exchange.late_s
         elif status == 429 and exchange.ticket is not None:

@@ -13,6 +13,7 @@ from beaconry.config.gateway import GatewayConfig
 from beaconry.disagg.plan import Reason
 from beaconry.router.admission import Admission
 from beaconry.router.effects import CancelLeg, Effect, StartLeg
+from beaconry.router.eviction import Eviction
 from beaconry.router.exchange import Exchange, Leg
 from beaconry.router.exchanges import Exchanges
 from beaconry.router.facts import Fault, LegFailed, LegFinished, LegProgressed, LegStarted
@@ -28,6 +29,8 @@ from beaconry.values.stage import Stage
 
 BUSY_STATUSES = frozenset({429, 503})
 """An engine that answers so is full, not broken."""
+_CUT_STATUS = {Outcome.SHUTTING_DOWN: 503, Outcome.EVICTED: 429}
+"""What those are told that are cut off before their answer has begun; the others have met a deadline."""
 
 
 class Legs:
@@ -40,6 +43,7 @@ class Legs:
         exchanges: Exchanges,
         admission: Admission,
         learning: Learning,
+        eviction: Eviction,
         timers: Timers,
         config: GatewayConfig,
     ) -> None:
@@ -48,6 +52,7 @@ class Legs:
         self._exchanges = exchanges
         self._admission = admission
         self._learning = learning
+        self._eviction = eviction
         self._timers = timers
         self._attempts = config.retry.attempts
         self._budget = RetryBudget(config.retry.budget_ratio, config.retry.budget_floor)
@@ -93,6 +98,8 @@ class Legs:
         self._admission.dispatched(leg, predictions[winner] if predictions else None)
         if request.stream:
             self._timers.sent(leg, now_s, effects)
+        if self._eviction.enabled:
+            self._eviction.watch(leg)
         if decision.plan and leg.stage is not Stage.DECODE:
             plans = self._exchanges.counters[request.model].plans
             exchange.plan = decision.plan
@@ -218,7 +225,7 @@ class Legs:
         if leg is not None and leg.first_byte_s is not None:
             self._exchanges.break_off(exchange, outcome, message, now_s, effects)
         else:
-            status = 503 if outcome is Outcome.SHUTTING_DOWN else 504
+            status = _CUT_STATUS.get(outcome, 504)
             self._exchanges.answer(exchange, status, outcome, message, now_s, effects)
 
     def cut_late(self, now_s: float, effects: list[Effect]) -> None:
@@ -228,6 +235,15 @@ class Legs:
             what = "begin its answer" if leg.first_byte_s is None else "go on with its answer"
             message = f"the engine did not {what} in time"
             self.cut(leg.exchange, Outcome.ENGINE_TIMEOUT, message, now_s, effects)
+
+    def evict(self, now_s: float, effects: list[Effect]) -> bool:
+        """End a running request for one that starves, if there is such a pair. Then there may be room for what waits."""
+        leg = self._eviction.victim(self._legs.values(), now_s)
+        if leg is None:
+            return False
+        message = "the engines were full, and a request of a higher priority needed the place; try again later"
+        self.cut(leg.exchange, Outcome.EVICTED, message, now_s, effects)
+        return True
 
     def cancel(self, exchange: Exchange, now_s: float, effects: list[Effect]) -> Leg | None:
         """Take an exchange's leg from it, if it has one."""

@@ -17,6 +17,7 @@ from beaconry.router.admission import Admission, Line
 from beaconry.router.caches import Caches, CachesStatistics
 from beaconry.router.deadlines import NEVER
 from beaconry.router.effects import Answer, Effect, TellAllowance
+from beaconry.router.eviction import Eviction
 from beaconry.router.exchange import Exchange
 from beaconry.router.exchanges import Exchanges, ended
 from beaconry.router.facts import (
@@ -82,11 +83,13 @@ class Router:
                     served, ModelCounters()
                 )  # known, so held while nobody serves it yet
         self._placing = Placing(scheduler, caches, self._members, self._admission, rng, config.disaggregation)
+        self._eviction = Eviction(config.flow, self._admission, self._members)
         self._legs = Legs(
             placing=self._placing,
             exchanges=self._exchanges,
             admission=self._admission,
             learning=self._learning,
+            eviction=self._eviction,
             timers=self._timers,
             config=config,
         )
@@ -124,6 +127,8 @@ class Router:
         self._on[type(fact)](fact, now_s, effects)
         if admission.queue.waiting:
             self._move_queue(now_s, effects)
+        if self._eviction.enabled:
+            self._relieve(now_s, effects)
         return effects
 
     def tokens_per_byte(self, model: str) -> float:
@@ -248,6 +253,14 @@ class Router:
                 prefill = self._members.open_to(model, now_s, stage=Stage.PREFILL)
                 lines.setdefault(members[0].endpoint.model, []).append(Line(model, members, prefill))
         return lines.values()
+
+    def _relieve(self, now_s: float, effects: list[Effect]) -> None:
+        """End what may be shed for what starves, and see to it that the next one to starve is noticed."""
+        if self._legs.evict(now_s, effects) and self._admission.queue.waiting:
+            self._move_queue(now_s, effects)
+        due_s = self._eviction.due_s()
+        if due_s < NEVER:
+            self._timers.wake_by(due_s, effects)
 
     # -- time
 

@@ -17,6 +17,8 @@ class Outcome(StrEnum):
     """No room in the gateway's queue for it."""
     DISPLACED = "displaced"
     """It gave way in the queue to a request of a higher band or of a tenant with less waiting."""
+    EVICTED = "evicted"
+    """It was running, and gave its place in an engine to a request of a higher band that starved."""
     QUEUE_EXPIRED = "queue-expired"
     """Not dispatched within its time to live."""
     OBJECTIVE_MISSED = "objective-missed"
