@@ -1,13 +1,29 @@
 """Fleets of prefill and decode engines under the router that decides in how many legs each request runs."""
 
+from itertools import takewhile
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from beaconry.apps.assemble import make_router
 from beaconry.apps.virtual_fleet import cells, run_cell
+from beaconry.config.disaggregation import Disaggregation
+from beaconry.config.gateway import Deadlines, GatewayConfig
 from beaconry.config.loading import load_yaml
+from beaconry.engine_model.engine import Engine
+from beaconry.engine_model.kv_link import KvWay
+from beaconry.engine_model.step_time import LinearStepTime
+from beaconry.engine_model.values import EngineSettings
+from beaconry.sim.conditions import Clients, Conditions, Fault, FaultKind
+from beaconry.sim.fleet import Fleet
 from beaconry.sim.scenario import Scenario
+from beaconry.values.endpoint import Endpoint, Role
 from beaconry.values.errors import OperatorError
+from beaconry.workload.arrivals import poisson
+from beaconry.workload.plan import Plan
+from beaconry.workload.request import Message, PlannedRequest, Span
+from beaconry.workload.synthetic import Bounds, Shape, conversations
 
 HEAD = """\
 apiVersion: beaconry/v1alpha1
@@ -85,3 +101,65 @@ def test_engines_whose_kv_is_of_unknown_size_cannot_be_apart(tmp_path):
     pools = APART.replace("replicas: 4", f"replicas: 4, engine: {{type: sim, preset: {preset}}}")
     with pytest.raises(OperatorError, match=r'pool "prefill": .* add kvBytesPerToken'):
         result(pools)
+
+
+SHAPE = Shape(
+    prompt_tokens=Bounds(low=20, high=80), output_tokens=Bounds(low=5, high=20), turns=3, think_s=0.5, groups=5,
+    prefix_tokens=Bounds(low=200, high=900),
+)  # fmt: skip
+ROLES = {"p0": Role.PREFILL, "p1": Role.PREFILL, "d0": Role.DECODE, "d1": Role.DECODE, "b0": Role.BOTH}
+
+
+def small_fleet(conditions, seed, *, mode="auto", aggregate=True, routers=1):
+    config = GatewayConfig(
+        deadlines=Deadlines(first_byte_s=3.0, idle_s=4.0, total_s=20.0),
+        disaggregation=Disaggregation(
+            mode=mode, min_uncached_tokens=150, on_prefill_failure="aggregate" if aggregate else "error"
+        ),
+        seed=seed,
+    )
+    settings = EngineSettings(num_blocks=200, max_num_seqs=8, max_num_batched_tokens=512)
+    timing = LinearStepTime(fixed_s=0.01, per_seq_s=1e-4, prefill_tps=20_000)
+    first, *others = [make_router(config) for _ in range(routers)]
+    return Fleet(
+        first,
+        {name: Engine(settings, timing) for name in ROLES},
+        {name: Endpoint(name=name, host="sim", port=1, model="m", role=role) for name, role in ROLES.items()},
+        replicas=others,
+        conditions=conditions,
+        seed=seed,
+    )
+
+
+def mishap(rng):
+    kind = rng.choice((FaultKind.CRASH, FaultKind.HANG, FaultKind.SLOW))
+    hit = tuple(name for name in ROLES if rng.random() < 0.4)
+    return Fault(kind=kind, at_s=rng.uniform(0.0, 4.0), for_s=rng.uniform(0.1, 2.0), endpoints=hit, factor=3.0)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_goes_wrong_every_request_ends_once_and_no_kv_is_kept_for_ever(seed):
+    rng = Random(seed)
+    way = KvWay(bytes_per_token=1e6, bytes_per_s=rng.choice((1e10, 1e11)), latency_s=0.002)
+    conditions = Conditions(
+        client_s=rng.choice((0.0, 0.02)),
+        engine_s=rng.choice((0.0, 0.01)),
+        clients=Clients(timeout_s=rng.choice((None, 0.3, 2.0)), retries=rng.randrange(3), backoff_s=0.1),
+        faults=tuple(mishap(rng) for _ in range(5)),
+        kv_ways=dict.fromkeys(ROLES, way),
+        kv_events=rng.random() < 0.5,
+        event_delay_s=0.01,
+    )
+    mode = rng.choice(("auto", "always"))
+    virtual = small_fleet(conditions, seed, mode=mode, aggregate=rng.random() < 0.7, routers=1 + seed % 3)
+    talks = takewhile(lambda one: one.at_s < 4.0, conversations(SHAPE, poisson(20.0, rng), rng))
+    message = Message(role="user", spans=(Span(id=1, tokens=100),))
+    last = PlannedRequest(at_s=90.0, messages=(message,), output_tokens=4, reply_id=2)  # when all leases are over
+    samples = virtual.run(Plan([*talks, last]), until_s=150.0)
+    virtual.check()
+    assert sorted(s.index for s in samples) == list(range(len(samples)))
+    assert not any(s.error == "unfinished" for s in samples)
+    assert any(s.error is None for s in samples)
+    totals = [host.engine.statistics() for host in virtual._hosts.values()]
+    assert sum(one.imported_tokens for one in totals) > 0
+    assert all(one.kv_usage == one.held == 0 for one in totals)

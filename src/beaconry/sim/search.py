@@ -128,16 +128,17 @@ class Search:
 
     def _apart(self, below: float) -> Counts | None:
         """The cheapest fleet of prefill and decode engines that meets the targets; None if none is cheaper than `below`."""
-        fleets = sorted(self._pairs(below), key=lambda counts: (self.price(counts), counts))
+        fleets = list(self._pairs(below))
+        prices = sorted({self.price(counts) for counts in fleets})
         best = self._any(fleets)
-        low, high = 0, 0 if best is None else fleets.index(best)
+        low, high = 0, 0 if best is None else prices.index(self.price(best))
         while low < high and self._left > 0:
             middle = (low + high) // 2
-            found = self._any(fleets[: middle + 1])
+            found = self._any([counts for counts in fleets if self.price(counts) <= prices[middle]])
             if found is None:
                 low = middle + 1
             else:
-                best, high = found, fleets.index(found)
+                best, high = found, prices.index(self.price(found))
         return best
 
     def _pairs(self, below: float) -> Iterator[Counts]:
@@ -155,17 +156,16 @@ class Search:
                     yield tuple(x if k == p else y if k == d else 0 for k in numbers)
 
     def _any(self, fleets: Sequence[Counts]) -> Counts | None:
-        """One of these fleets of two kinds that meets the targets. Only those that no other contains are tried, the most even first."""
+        """One of these fleets of two kinds that meets the targets. Only those that no other contains are tried, the strongest first."""
         largest: list[Counts] = []
         for counts in sorted(fleets, reverse=True):
             if not any(_within(counts, other) for other in largest):
                 largest.append(counts)
-        return next((counts for counts in sorted(largest, key=self._unevenness) if self._try(counts)), None)
+        return next((counts for counts in sorted(largest, key=self._strength, reverse=True) if self._try(counts)), None)
 
-    def _unevenness(self, counts: Counts) -> float:
-        """How unlike the shares of what is needed are that each kind can bear at the very best."""
-        borne = [choice.bound_per_s * count for choice, count in zip(self._choices, counts, strict=True) if count]
-        return max(borne) / min(borne)
+    def _strength(self, counts: Counts) -> list[float]:
+        """Requests per second that each kind bears at the very best, the weaker one first."""
+        return sorted(choice.bound_per_s * n for choice, n in zip(self._choices, counts, strict=True) if n)
 
     def _try(self, counts: Counts) -> bool:
         """Whether a fleet meets the targets: known, concluded, or simulated."""
