@@ -1,6 +1,6 @@
 """What higher bands are about to ask for: how often their requests come, and how large they are. What lower bands have to leave them."""
 
-from math import ceil, exp, log
+from math import ceil, exp, inf, log
 
 from msgspec import Struct
 
@@ -15,6 +15,9 @@ _MOST = 0.5
 _LARGE = 0.05
 """Share of a band's requests that are larger than what counts as large."""
 _GAIN = 0.1
+_UP, _DOWN = exp(_GAIN * (1 - _LARGE)), exp(-_GAIN * _LARGE)
+_CLAIM_S = 0.1
+"""For so long a claim stands."""
 _STREAMS = 16
 """Bands followed at once: the busiest."""
 
@@ -29,6 +32,11 @@ class Claim(Struct, frozen=True):
     large_tokens: float
     """Of one that few exceed."""
 
+    @property
+    def all_tokens(self) -> float:
+        """Of all of these."""
+        return self.requests * self.tokens + self.large_tokens
+
 
 class _Stream:
     """One band's arrivals."""
@@ -42,7 +50,7 @@ class _Stream:
     def note(self, tokens: int, now_s: float) -> None:
         self.pace.note(now_s)
         self.mean += _GAIN * (tokens - self.mean)
-        self.large *= exp(_GAIN * ((tokens > self.large) - _LARGE))
+        self.large *= _UP if tokens > self.large else _DOWN
 
 
 class Demand:
@@ -51,13 +59,15 @@ class Demand:
     A band that is the only one costs a comparison per request, and leaves no trace.
     """
 
-    __slots__ = ("_margin", "_pace", "_streams", "lowest")
+    __slots__ = ("_claims", "_margin", "_pace", "_streams", "lowest")
 
     def __init__(self) -> None:
         self.lowest: int | None = None
         """The lowest priority seen so far."""
         self._streams: dict[int, _Stream] = {}
         """By priority, all above `lowest`."""
+        self._claims: dict[int, tuple[float, Claim | None]] = {}
+        """By priority: until when it stands."""
         self._pace = Pace()
         """Of all that is sent, while there is more than one band."""
         self._margin = 0.0
@@ -94,6 +104,13 @@ class Demand:
         """
         if not self._streams:
             return None
+        until_s, claim = self._claims.get(priority, (-inf, None))
+        if now_s >= until_s:
+            claim = self._claim(priority, now_s)
+            self._claims[priority] = (now_s + _CLAIM_S, claim)
+        return claim
+
+    def _claim(self, priority: int, now_s: float) -> Claim | None:
         per_s = self._pace.per_s(now_s)
         rate = mean = large = 0.0
         for own, stream in self._streams.items():
@@ -119,3 +136,4 @@ class Demand:
         if len(self._streams) == _STREAMS:
             idle = min(self._streams, key=lambda priority: self._streams[priority].pace.per_s(now_s))
             del self._streams[idle]
+            self._claims.clear()

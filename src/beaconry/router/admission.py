@@ -20,7 +20,7 @@ from msgspec import Struct
 from beaconry.config.flow import Flow
 from beaconry.flowcontrol.band import Band
 from beaconry.flowcontrol.control import FlowControl
-from beaconry.flowcontrol.demand import Demand
+from beaconry.flowcontrol.demand import Claim, Demand
 from beaconry.flowcontrol.pace import Pace
 from beaconry.flowcontrol.ticket import Ticket, Why
 from beaconry.latency.rates import RateBook
@@ -46,6 +46,8 @@ WHY_DROPPED = {
 """What callers are told who are not served."""
 SPLIT = "\0prefill"
 """Ends the name of a lane of requests that are to run in two legs; no model's name has such an ending."""
+PRESSED_S = 5.0
+"""For so long after some engines had no room to spare it is looked for room for each request."""
 _UNSERVED = frozenset({Outcome.NO_ENDPOINT, Outcome.ENGINE_REFUSED, Outcome.ENGINE_FAILED})
 
 
@@ -74,6 +76,10 @@ class Admission:
         self._flow = flow
         self._rates = rates
         self._capacity = Capacity(rates)
+        self._contested = False
+        """Some model has requests of more than one band: only then room is kept for any."""
+        self._pressed_until_s = -inf
+        """Until then it is looked for room; later there is enough for everybody."""
         self._maybe_open: set[str] = set()
         """Endpoints not known to be closed. What reopens one puts it back here."""
         self._silent: list[tuple[float, int, Leg]] = []
@@ -108,6 +114,7 @@ class Admission:
         if not members:
             ticket.expires_s = request.arrived_s + self._flow.hold_s
             ticket.why = Why.ENDPOINT
+        self._pressed_until_s = now_s + PRESSED_S
         passing = not ticket.band.room.requests and self._admits(ticket.band, request, members, now_s, prefill)
         if not (passing or ticket.why):
             ticket.why = self._why(ticket, members, now_s)
@@ -126,9 +133,12 @@ class Admission:
         demand = way.demand
         if demand.lowest != priority or demand.contested:
             demand.note(priority, request.prompt_tokens, now_s)
+            self._contested = self._contested or demand.contested
         if queue.waiting or queue.keeps_accounts or (prefill and not self._any_open(prefill, now_s, way.ceiling)):
             return False
-        roomy = self._roomy(request, members, now_s) if demand.contested else None
+        roomy: set[str] | None = None
+        if demand.contested and not self._is_ample(members, demand.claim(priority, now_s), request, now_s):
+            roomy = self._roomy(request, members, now_s)
         for member in members:
             if (
                 (member.ready or member.admits(now_s))
@@ -145,8 +155,10 @@ class Admission:
     ) -> list[Candidate]:
         """Those of `candidates`, which are `members`, where the request is to be placed: where it would run at once, and takes no room from
         higher bands; or where so much of its prompt is cached that it is worth the wait. All, if it would run at once nowhere."""
+        if not self._contested or now_s >= self._pressed_until_s or not self._flow.enabled:
+            return candidates
         lane = self.queue.lane(members[0].endpoint.model)
-        if not lane.demand.contested or not self._flow.enabled:
+        if not lane.demand.contested:
             return candidates
         needed = [request.prompt_tokens - c.matched_tokens * bool(c.sharers) for c in candidates]
         claim = lane.demand.claim(request.priority, now_s)
@@ -246,8 +258,9 @@ class Admission:
     def dispatched(self, leg: Leg, prediction: Prediction | None) -> None:
         """A leg was sent. Of a whole answer the first byte is the last: it counts as prefilled once the predicted time has passed."""
         request = leg.request
-        self._capacity.dispatched(leg)
-        self.queue.lane(leg.member.endpoint.model).demand.sent(leg.dispatched_s)
+        if self._contested:
+            self._capacity.dispatched(leg)
+            self.queue.lane(leg.member.endpoint.model).demand.sent(leg.dispatched_s)
         if not request.stream:
             if prediction is None:
                 prediction = self._rates.predict(request, leg.candidate)
@@ -338,6 +351,14 @@ class Admission:
 
     def _any_open(self, prefill: Sequence[Member], now_s: float, ceiling: float) -> bool:
         return any(self.is_open(member, now_s, ceiling) for member in prefill)
+
+    def _is_ample(self, members: Sequence[Member], claim: Claim | None, request: Request, now_s: float) -> bool:
+        """There is room enough for everybody, so that it need not be looked for. If not, it is not for a while."""
+        for member in members:
+            if (member.ready or member.admits(now_s)) and self._capacity.ample(member, claim, request.prompt_tokens):
+                return True
+        self._pressed_until_s = now_s + PRESSED_S
+        return False
 
     def _worth_waiting(self, candidate: Candidate, tokens: int) -> bool:
         """Computing so many more tokens elsewhere takes longer than it takes until a request ends there."""

@@ -24,7 +24,7 @@ _FULL = 0.9
 """Share of the memory from which on a request may be waiting for blocks and not for a place."""
 _LEAST = 0.02
 """Share of the memory below which a comparison says nothing."""
-_MOST = 0.25
+_MOST = 0.125
 """Share of all room that may be kept free for higher bands."""
 _ENOUGH = 1e6
 """Requests: endless, but it can be subtracted."""
@@ -81,6 +81,8 @@ class Capacity:
     def __init__(self, rates: RateBook) -> None:
         self._rates = rates
         self._seen: dict[str, _Seen] = {}
+        self._least = inf
+        """No endpoint is believed to have fewer places: what runs in smaller numbers proves nothing new."""
 
     def places_left(self, member: Member, now_s: float) -> float:
         """How many more it would run at once."""
@@ -156,24 +158,47 @@ class Capacity:
         used = seen.share * self._held(member, now_s) + max(seen.stranger_tokens, 0.0)
         return used > min(_FULL * seen.capacity, seen.capacity - 3 * prompt_tokens)
 
+    def ample(self, member: Member, claim: Claim | None, prompt_tokens: int) -> bool:
+        """A quick look: there is room for a request with such a prompt and for all of the claim, without any doubt."""
+        seen = self._seen.get(member.endpoint.name)
+        requests, tokens = (
+            (1, float(prompt_tokens)) if claim is None else (1 + claim.requests, prompt_tokens + claim.all_tokens)
+        )
+        there = len(member.prefilling) + len(member.decoding)
+        if seen is None:
+            return True
+        if there + requests + max(seen.strangers, 0.0) > seen.places.limit:
+            return False
+        output = self._rates.output_tokens(member.endpoint.variant)
+        return member.context_tokens + (there + 1) * output + tokens + max(seen.stranger_tokens, 0.0) < seen.capacity
+
     def first_byte(self, leg: Leg, now_s: float) -> None:
         """A stream's first byte came: one that waited for nothing but a place shows how many there are."""
-        member = leg.member
-        if leg.stage is not Stage.WHOLE or not leg.request.stream:
-            return
-        running, candidate = len(member.decoding), leg.candidate
-        seen = self._of(member)
-        if (
-            candidate.in_flight >= running
-            and member.ended > leg.ended_mark
+        member, candidate = leg.member, leg.candidate
+        running = len(member.decoding)
+        if candidate.prefilling + candidate.decoding < running:
+            if running > self._least:
+                self._ran(member, running, now_s)
+        elif (
+            member.ended > leg.ended_mark
+            and leg.stage is Stage.WHOLE
+            and leg.request.stream
             and self._rates.is_late(
                 member.endpoint, now_s - leg.dispatched_s, candidate.prefill_tokens + leg.uncached_tokens
             )
             and not self.memory_short(member, leg.prompt_tokens, now_s)
         ):
-            seen.places.filled(running, now_s)
-        elif running > seen.places.limit:
-            seen.places.ran(running, now_s)
+            self._filled(member, running, now_s)
+        elif running > self._least:
+            self._ran(member, running, now_s)
+
+    def _ran(self, member: Member, running: int, now_s: float) -> None:
+        self._of(member).places.ran(running, now_s)
+        self._least = min((seen.places.limit for seen in self._seen.values()), default=inf)
+
+    def _filled(self, member: Member, running: int, now_s: float) -> None:
+        self._of(member).places.filled(running, now_s)
+        self._least = min(seen.places.limit for seen in self._seen.values())
 
     def sampled(self, member: Member, sample: LoadSample, now_s: float) -> None:
         """An engine's metrics were read."""
@@ -193,9 +218,9 @@ class Capacity:
             and self._rates.is_late(member.endpoint, member.oldest_wait_s(now_s), member.prefill_tokens)
             and not self.memory_short(member, _oldest_prompt(member), now_s)
         ):
-            seen.places.filled(sample.running, now_s)
-        else:
-            seen.places.ran(sample.running, now_s)
+            self._filled(member, sample.running, now_s)
+        elif sample.running > self._least:
+            self._ran(member, sample.running, now_s)
 
     def forget(self, name: str) -> None:
         """The endpoint is gone, or somebody else by now."""

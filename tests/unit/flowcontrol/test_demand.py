@@ -54,10 +54,10 @@ def test_the_claim_grows_while_higher_bands_find_no_room_and_shrinks_while_they_
     usual = demand.claim(0, 120.0)
     for _ in range(2):
         demand.placed(found_room=False)
-    missed = demand.claim(0, 120.0)
+    missed = demand.claim(0, 120.1)
     for _ in range(500):
         demand.placed(found_room=True)
-    found = demand.claim(0, 120.0)
+    found = demand.claim(0, 120.2)
     assert usual is not None
     assert missed is not None
     assert found is not None
