@@ -22,6 +22,8 @@ class Reason(StrEnum):
 
     UNCACHED = "uncached-prompt"
     """Split: the decode endpoints are spared at least as much as the thresholds ask for."""
+    BUSY = "decode-busy"
+    """Split: too little to compute for that, but a prefill endpoint can begin so much sooner that the detour is worth it."""
     ALWAYS = "always"
     """Split: the mode says so."""
     NEVER = "never"
@@ -71,12 +73,17 @@ class Prefill(StrEnum):
     """None of them may get any."""
 
 
-def plan(knobs: Disaggregation, request: Request, *, cached_tokens: int, prefill: Prefill) -> Plan:
+def plan(
+    knobs: Disaggregation, request: Request, *, cached_tokens: int, prefill: Prefill, sooner_apart: bool = False
+) -> Plan:
     """In how many legs `request` is to run.
 
-    `cached_tokens`: prompt tokens cached at the endpoint of role decode or both that has most of them.
+    `cached_tokens`: prompt tokens cached at the endpoint of role decode or both that has most of them; `sooner_apart`: even so, its first
+    token would come sooner in two legs.
     """
     reason = _whole(knobs, request, cached_tokens, prefill)
+    if reason in (Reason.SHORT, Reason.CACHED) and prefill is Prefill.OPEN and sooner_apart:
+        return Plan(Stage.PREFILL, Reason.BUSY)
     if reason is not None:
         return Plan(Stage.WHOLE, reason)
     return Plan(Stage.PREFILL, Reason.ALWAYS if knobs.mode == "always" else Reason.UNCACHED)

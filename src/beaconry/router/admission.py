@@ -289,7 +289,7 @@ class Admission:
         """The endpoint can use one more request, of a band with this ceiling."""
         if not self._flow.enabled:
             return True
-        return not member.prefilling or self._wait_s(member, now_s) < ceiling * self._flow.engine_wait_s
+        return not member.prefilling or self.wait_s(member, now_s) < ceiling * self._flow.engine_wait_s
 
     def is_short(self, member: Member, now_s: float) -> bool:
         """What waits there waits for a place, or for memory."""
@@ -303,7 +303,7 @@ class Admission:
         full: dict[tuple[str, Stage], list[float]] = {}
         for member in members:
             if member.last_resort:
-                share = self._wait_s(member, now_s) / self._flow.engine_wait_s if member.prefilling else 0.0
+                share = self.wait_s(member, now_s) / self._flow.engine_wait_s if member.prefilling else 0.0
                 stage = Stage.PREFILL if member.endpoint.role is Role.PREFILL else Stage.WHOLE
                 full.setdefault((member.endpoint.model, stage), []).append(min(share, 1.0))
         bands = tuple(
@@ -344,10 +344,15 @@ class Admission:
         lane.tidy(band)
         return way
 
-    def _wait_s(self, member: Member, now_s: float) -> float:
+    def wait_s(self, member: Member, now_s: float) -> float:
+        """How long a request would wait there before its prefill."""
         running = len(member.prefilling) + len(member.decoding) + 1
         wait_s = self._rates.wait_s(member.endpoint, running, member.prefill_tokens)
         return max(wait_s, member.oldest_wait_s(now_s))
+
+    def step_s(self, member: Member) -> float:
+        """What a prompt of no length would take there."""
+        return self._rates.rates(member.endpoint.variant).base_s
 
     def _any_open(self, prefill: Sequence[Member], now_s: float, ceiling: float) -> bool:
         return any(self.is_open(member, now_s, ceiling) for member in prefill)

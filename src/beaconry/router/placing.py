@@ -81,7 +81,20 @@ class Placing:
             request,
             cached_tokens=max((finding.view(member.endpoint).matched_tokens for member in members), default=0),
             prefill=self._prefill(request.model, tried, now_s),
+            sooner_apart=self._sooner_apart(request, members, tried, now_s),
         )
+
+    def _sooner_apart(self, request: Request, members: Sequence[Member], tried: Sequence[str], now_s: float) -> bool:
+        """Before a prefill on any of `members` it would wait for longer than before one on a prefill endpoint, whose own step and the
+        fetching of the whole prompt included."""
+        apart = self.members.open_to(request.model, now_s, tried, Stage.PREFILL)
+        if not members or not apart:
+            return False
+        admission = self._admission
+        # the age of the oldest one in prefill counts as waiting, but up to a step it is just being computed
+        wait_s = min(admission.wait_s(member, now_s) - admission.step_s(member) for member in members)
+        detour_s = min(admission.wait_s(member, now_s) + admission.step_s(member) for member in apart)
+        return wait_s > detour_s + self._caches.links.fetch_s(members[0].endpoint, request.prompt_tokens)
 
     def _prefill(self, model: str, tried: Sequence[str], now_s: float) -> Prefill:
         members = self.members.open_to(model, now_s, tried, Stage.PREFILL)

@@ -59,3 +59,14 @@ def test_without_a_ratio_only_the_tokens_to_compute_count():
 def test_where_the_prefill_endpoints_are_full_auto_runs_it_whole_and_always_lets_it_wait():
     assert planned(request(), prefill=Prefill.FULL) == Plan(Stage.WHOLE, Reason.PREFILL_FULL)
     assert planned(request(), mode="always", prefill=Prefill.FULL).splits
+
+
+@pytest.mark.parametrize("cached", [0, 4000])
+def test_auto_splits_the_little_as_well_where_two_legs_are_sooner(cached: int):
+    little, knobs = request(4100 if cached else 100), Disaggregation()
+    for prefill in Prefill:
+        found = plan(knobs, little, cached_tokens=cached, prefill=prefill, sooner_apart=True)
+        assert found.splits == (prefill is Prefill.OPEN)
+        assert (found.reason is Reason.BUSY) == found.splits
+    never = plan(Disaggregation(mode="never"), little, cached_tokens=cached, prefill=Prefill.OPEN, sooner_apart=True)
+    assert never.reason is Reason.NEVER

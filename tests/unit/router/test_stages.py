@@ -368,6 +368,14 @@ def test_of_what_waits_for_the_same_decode_place_the_higher_band_goes_first():
     assert [(start.request_id, start.stage) for start in starts] == [("high", Stage.PREFILL), ("low", Stage.WHOLE)]
 
 
+def test_auto_splits_short_prompts_while_the_answering_endpoints_have_much_to_prefill():
+    bench = Bench("p1 d1", flow=Flow(engine_wait_s=1.0))
+    for number in range(5):  # 1,500 tokens each: 0.15 s by the rates believed at the start
+        assert bench.send(str(number), prompt_tokens=1500, prefix=(), sequences=2).endpoint.name == "d1"
+    split = bench.send("short", prompt_tokens=100, prefix=())
+    assert (split.stage, reason(split)) == (Stage.PREFILL, "decode-busy")
+
+
 def test_auto_runs_long_prompts_whole_while_the_prefill_pool_is_full():
     bench = Bench("p1 d1", flow=Flow(engine_wait_s=0.1))
     first = bench.send("long", prefix=())
