@@ -21,7 +21,7 @@ from random import Random
 
 from msgspec import Struct, structs
 
-from beaconry.apps.assemble import make_router
+from beaconry.apps.assemble import GC_THRESHOLDS, make_router
 from beaconry.config.flow import Flow
 from beaconry.config.gateway import GatewayConfig
 from beaconry.engine_model.engine import Engine
@@ -135,6 +135,7 @@ def main() -> None:
         "--profile", type=int, choices=RATES, help="show where the time goes with so many in flight, and stop"
     )
     args = parser.parse_args()
+    gc.set_threshold(*GC_THRESHOLDS)  # as in a gateway
     if args.profile is not None:
         profile = cProfile.Profile()
         run("both", args.profile, 3000, profile)
