@@ -159,7 +159,7 @@ class Forecasts:
         opened.first_s = now_s
         if opened.teaches:
             self._take_seen(twin)
-            opened.mark = twin.shadow.work
+            opened.mark = twin.shadow.work.copy()
         if twin.legs >= _FIRST_LEGS:
             took_s = now_s - opened.dispatched_s
             twin.book.judge_ttft(opened.foreseen, opened.closed, took_s, teaches=opened.teaches)

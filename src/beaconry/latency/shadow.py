@@ -86,7 +86,7 @@ class Shadow:
         strangers: sequences running there that are not ours, as scraped metrics tell; they count with our mean context.
         stranger_tokens: prompt tokens that wait there and are not ours.
         context: KV tokens of the streams at the last end of a step.
-        work: what all complete steps had to do; replaced as a whole, so two of them around a request tell what went on beside it.
+        work: what all complete steps had to do; who keeps it for later copies it.
 
     """
 
@@ -285,7 +285,7 @@ class Shadow:
         longer_s = self.factor * self._fit.coefficients[CONTEXT] * batch
         span_s = now_s - self._began_s
         steps = int(span_s / (first_s + 0.5 * longer_s * span_s / first_s)) or 1
-        work = self.work = self.work.copy()
+        work = self.work
         work[STEPS] += steps
         work[SEQUENCES] += steps * batch
         work[TOKENS] += steps * step[TOKENS]
@@ -325,20 +325,12 @@ class Shadow:
         step, fit = self._step, self._fit
         assert step is not None
         batch, context = self._batch()
-        tokens, attended = 0, 0.0
         self._first_byte_due = False
-        if self._prompts:
-            tokens, attended = self._fill(batch)
+        tokens, attended = self._fill(batch) if self._prompts else (0, 0.0)
         over = batch + tokens - fit.knee
-        self._step = step = [
-            1.0,
-            1.0 if tokens else 0.0,
-            batch,
-            context,
-            max(0.0, over),
-            attended,
-            step[STARTS],
-        ]
+        if over < 0.0:  # noqa: PLR1730 max() takes longer, and this runs several times for each request
+            over = 0.0
+        self._step = step = [1.0, 1.0 if tokens else 0.0, batch, context, over, attended, step[STARTS]]
         self._due_s = self._began_s + self.factor * fit.seconds(step)
         self._planned = True
         self._plain = not tokens

@@ -109,11 +109,18 @@ class TrackRecord:
         if predicted <= 0.0 or actual <= 0.0:
             return
         self.errors[source, quantity].note(predicted, actual, high)
-        if quantity is Quantity.TTFT and source is Source.SHADOW:
+        if source is _SHADOW and quantity is _TTFT and not self._shadow_stays():
             chosen = self._choose()
             if chosen is not self.source:
                 self.fallbacks += _ORDER.index(chosen) > _ORDER.index(self.source)
                 self.source = chosen
+
+    def _shadow_stays(self) -> bool:
+        """The shadow is believed, and there is nothing to choose: so it is nearly always."""
+        shadow, closed = self._rivals
+        return (
+            self.source is _SHADOW and shadow.mean <= _SHADOW_BAND and shadow.mean <= max(_WORSE * closed.mean, _SMALL)
+        )
 
     def _choose(self) -> Source:
         shadows, closed_forms = self._rivals
@@ -130,4 +137,5 @@ class TrackRecord:
         return error <= _BANDS[source] * (1.0 if believed else _BACK)
 
 
+_SHADOW, _TTFT, _SHADOW_BAND = Source.SHADOW, Quantity.TTFT, _BANDS[Source.SHADOW]
 _ORDER = (Source.SHADOW, Source.CLOSED_FORM, Source.TOKEN_LOAD)

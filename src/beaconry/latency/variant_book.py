@@ -17,7 +17,7 @@ prompt cached."""
 _SETTLED = 200
 _EVERY = 8
 """Once settled, the fit takes every eighth lesson, and every eighth leg that teaches judges the closed form: more changes little."""
-_LEGS_PER_S = 20.0
+_LEGS_PER_S = 10.0
 """Once settled, so many legs a second teach, and of more a sample. A busy fleet thus learns as fast as a quiet one, at no more cost."""
 _MEAN_KEPT = 0.97
 """What a leg keeps of its weight in the mean step when the next one has ended: about the last thirty count."""

@@ -114,7 +114,7 @@ def test_nothing_is_followed_before_somebody_has_an_objective():
     serve(forecasts, 4, 2.0, 0.2)
 
 
-@pytest.mark.parametrize(("per_s", "taught_per_s"), [(5, 5), (20, 20), (500, 20)])
+@pytest.mark.parametrize(("per_s", "taught_per_s"), [(5, 5), (10, 10), (500, 10)])
 def test_of_many_legs_a_second_some_teach_and_all_are_judged(per_s, taught_per_s):
     book = VariantBook("v", 0.9)
     for number in range(300):  # settled
