@@ -58,6 +58,12 @@ def test_long_prompts_on_engines_of_their_own_make_tokens_come_evenly_and_the_fi
     assert apart.summary.ttft_s.p50 > together.summary.ttft_s.p50
 
 
+def test_the_fullest_pool_is_looked_at_by_itself():
+    more = result(workload=LONG).looks[-20:-10]
+    assert all(look.fullest_kv_usage > look.kv_usage > 0 for look in more)
+    assert all(look.fullest_kv_usage == pytest.approx(look.kv_usage) for look in result(TOGETHER).looks)
+
+
 def test_short_prompts_run_whole_on_the_decode_engines_while_these_are_not_busy():
     apart = result(workload=SHORT)
     assert apart.summary.failed == 0

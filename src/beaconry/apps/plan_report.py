@@ -61,7 +61,7 @@ def breaks_first(trial: Trial) -> str:
     }
     first = max(misses, key=lambda name: misses[name])
     share = 100 * misses[first] / max(summary.requests, 1)
-    fullest = max((look.kv_usage for look in trial.looks), default=0.0)
+    fullest = max((look.fullest_kv_usage for look in trial.looks), default=0.0)
     queueing = sum(look.waiting > look.replicas for look in trial.looks) / max(len(trial.looks), 1)
     if fullest >= _FULL:
         cause = "KV memory is full"

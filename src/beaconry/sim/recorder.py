@@ -5,6 +5,7 @@ of any length keeps `MOST_LOOKS` at most.
 """
 
 from collections.abc import Collection
+from statistics import fmean
 
 from msgspec import Struct
 
@@ -24,6 +25,8 @@ class Look(Struct, frozen=True, kw_only=True):
     running: int
     kv_usage: float
     """Mean share of KV blocks in use by sequences over the engines that serve; 0 without any."""
+    fullest_kv_usage: float
+    """The same over the engines of one pool: that in which it is highest."""
     prompt_tokens: int
     """Looked up in prefix caches so far."""
     cached_tokens: int
@@ -42,6 +45,10 @@ class Recorder:
         """Look at the engines; returns when to look again."""
         serving = [host for host in hosts if host.answers and host.listed]
         every = [host.statistics() for host in hosts]
+        pools: dict[str, list[float]] = {}
+        for host, one in zip(hosts, every, strict=True):
+            if host.answers and host.listed:
+                pools.setdefault(host.endpoint.pool, []).append(one.kv_usage)
         self.looks.append(
             Look(
                 at_s=now_s,
@@ -49,6 +56,7 @@ class Recorder:
                 waiting=sum(one.waiting for one in every),
                 running=sum(one.running for one in every),
                 kv_usage=sum(one.kv_usage for one in every) / max(len(serving), 1),
+                fullest_kv_usage=max(map(fmean, pools.values()), default=0.0),
                 prompt_tokens=sum(one.prefix_queries for one in every),
                 cached_tokens=sum(one.prefix_hits for one in every),
                 preemptions=sum(one.preemptions for one in every),
