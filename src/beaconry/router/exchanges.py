@@ -21,8 +21,8 @@ class Exchanges:
         self.allowances = Allowances()
         self.counters: dict[str, ModelCounters] = {}
         """By model or adapter; only those that some endpoint serves or served, so clients cannot grow it."""
-        self._admission = admission
-        self._timers = timers
+        self.admission = admission
+        self.timers = timers
         self._running: dict[str, Exchange] = {}
         """By request."""
 
@@ -31,7 +31,7 @@ class Exchanges:
         exchange = Exchange(request)
         self._running[request.id] = exchange
         self.counters[request.model].running += 1
-        self._timers.arrived(exchange, now_s, effects)
+        self.timers.arrived(exchange, now_s, effects)
         return exchange
 
     def get(self, request_id: str) -> Exchange | None:
@@ -54,7 +54,7 @@ class Exchanges:
         self, exchange: Exchange, forecasts: Iterable[Forecast], now_s: float, effects: list[Effect]
     ) -> bool:
         """Tell the truth early to who would be served too late, if its band is to be told."""
-        exchange.late_s = self._admission.late_s(exchange, forecasts, now_s)
+        exchange.late_s = self.admission.late_s(exchange, forecasts, now_s)
         if exchange.late_s:
             self.drop(exchange, Outcome.OBJECTIVE_MISSED, now_s, effects)
         return exchange.late_s > 0.0
@@ -72,7 +72,7 @@ class Exchanges:
         if exchange.late_s:
             retry_after_s = exchange.late_s
         elif status == 429 and exchange.ticket is not None:
-            retry_after_s = self._admission.queue.retry_after_s(exchange.ticket, now_s)
+            retry_after_s = self.admission.queue.retry_after_s(exchange.ticket, now_s)
         effects.append(
             Answer(
                 request_id=exchange.request.id,
@@ -100,9 +100,9 @@ class Exchanges:
         """It is over: forget and count it."""
         request = exchange.request
         if exchange.ticket is not None:
-            self._admission.ended(exchange.ticket, outcome, now_s, dispatched=exchange.attempts > 0)
+            self.admission.ended(exchange.ticket, outcome, now_s, dispatched=exchange.attempts > 0)
         del self._running[request.id]
-        self._timers.ended(exchange)
+        self.timers.ended(exchange)
         counters = self.counters[request.model]
         counters.running -= 1
         counters.outcomes[outcome] = counters.outcomes.get(outcome, 0) + 1
@@ -124,7 +124,7 @@ class Exchanges:
             raise InternalError("an exchange that waits has a leg")
         if len(waiting) + sum(e.leg is not None for e in self._running.values()) != len(self._running):
             raise InternalError("not every exchange either waits or has a leg")
-        self._admission.check(len(waiting))
+        self.admission.check(len(waiting))
 
 
 def ended(request: Request, outcome: Outcome, now_s: float, attempts: int = 0) -> Ended:

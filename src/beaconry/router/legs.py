@@ -11,7 +11,6 @@ from msgspec.structs import replace
 
 from beaconry.config.gateway import GatewayConfig
 from beaconry.disagg.plan import Reason
-from beaconry.router.admission import Admission
 from beaconry.router.effects import CancelLeg, Effect, StartLeg
 from beaconry.router.eviction import Eviction
 from beaconry.router.exchange import Exchange, Leg
@@ -21,7 +20,6 @@ from beaconry.router.learning import Learning
 from beaconry.router.member import Member
 from beaconry.router.placing import Placing
 from beaconry.router.retries import RetryBudget
-from beaconry.router.timers import Timers
 from beaconry.values.decision import Decision
 from beaconry.values.errors import InternalError
 from beaconry.values.outcome import Outcome
@@ -41,19 +39,17 @@ class Legs:
         *,
         placing: Placing,
         exchanges: Exchanges,
-        admission: Admission,
         learning: Learning,
         eviction: Eviction,
-        timers: Timers,
         config: GatewayConfig,
     ) -> None:
         self._placing = placing
         self._members = placing.members
         self._exchanges = exchanges
-        self._admission = admission
+        self._admission = exchanges.admission
         self._learning = learning
         self._eviction = eviction
-        self._timers = timers
+        self._timers = exchanges.timers
         self._attempts = config.retry.attempts
         self._budget = RetryBudget(config.retry.budget_ratio, config.retry.budget_floor)
         self._aggregates = config.disaggregation.on_prefill_failure == "aggregate"

@@ -87,10 +87,8 @@ class Router:
         self._legs = Legs(
             placing=self._placing,
             exchanges=self._exchanges,
-            admission=self._admission,
             learning=self._learning,
             eviction=self._eviction,
-            timers=self._timers,
             config=config,
         )
         self._refused = 0
