@@ -430,7 +430,7 @@ class Engine:
             tokens = sequence.prompt_tokens + sequence.generated
             limit = (tokens - 1) // size
             keys = pool.match(sequence.hashes, limit)
-            if -(-tokens // size) - pool.count_held(keys) > pool.free:
+            if (blocks := -(-tokens // size)) > pool.free and blocks - pool.count_held(keys) > pool.free:
                 self._blocked = True
                 return
             self._waiting.pop()
