@@ -251,8 +251,9 @@ def main() -> None:
                 file=sys.stderr,
                 flush=True,
             )
+            figures = {"full_rate_per_engine": per_engine, "outcomes": outcomes, "misses": list(misses(outcomes))}
+            report.save(args.json, figures)  # after each cell: a run of hours may be cut short
     show(outcomes)
-    report.save(args.json, {"full_rate_per_engine": per_engine, "outcomes": outcomes, "misses": list(misses(outcomes))})
 
 
 if __name__ == "__main__":
