@@ -47,11 +47,7 @@ SESSIONS = (
 )
 TURNS = 4
 SESSIONS_PER_ENGINE_S = 0.5
-GROWTH: dict[int, tuple[int, ...]] = {
-    8: (2000, 8000, 32_000, 128_000),
-    64: (16_000, 32_000, 128_000),
-    512: (32_000, 128_000),
-}
+GROWTH: dict[int, tuple[int, ...]] = {8: (2000, 8000, 32_000), 64: (16_000, 64_000), 512: (32_000, 128_000)}
 """Requests by engines; among them `EACH` for every engine."""
 EACH = 250
 LARGE = (1000, 1_000_000)
