@@ -47,9 +47,16 @@ SESSIONS = (
 )
 TURNS = 4
 SESSIONS_PER_ENGINE_S = 0.5
-GROWTH: dict[int, tuple[int, ...]] = {8: (2000, 8000, 32_000), 64: (16_000, 64_000), 512: (32_000, 128_000)}
+GROWTH: dict[int, tuple[int, ...]] = {
+    8: (2000, 8000, 32_000),
+    16: (4000,),
+    64: (16_000, 64_000),
+    512: (32_000, 128_000),
+}
 """Requests by engines; among them `EACH` for every engine."""
 EACH = 250
+JUDGED = 16
+"""Endpoints that are judged for a request, in larger fleets too: a smaller fleet is cheaper by what it has not."""
 LARGE = (1000, 1_000_000)
 TELL_S = 10.0
 
@@ -189,23 +196,32 @@ def growth_charts(speeds: Sequence[Speed], course: Sequence[Point]) -> Iterator[
     if course:
         label = f"{LARGE[0]:,} engines, one run"
         by_engines[label] = [(p.requests, 1e6 * (p.cpu_s - course[0].cpu_s) / p.requests) for p in course[1:]]
-    lines = [Line(label=label, points=points, colour=i) for i, (label, points) in enumerate(by_engines.items())]
-    yield Chart(title="by requests", x_unit="requests", y_unit="us", lines=[*lines, *map(n_log_n, lines)], log_x=True)
+    lines = [
+        Line(label=label, points=points, colour=i) for i, (label, points) in enumerate(by_engines.items()) if points[1:]
+    ]
+    yield Chart(
+        title="CPU time per request, by requests",
+        x_unit="requests",
+        y_unit="us",
+        lines=[*lines, *map(n_log_n, lines)],
+        log_x=True,
+    )
     even = [(float(one.engines), one.us_per_request) for one in speeds if one.requests == EACH * one.engines]
     if even:
         line = Line(label=f"{EACH} requests for each engine", points=even)
+        from_there = Line(label=line.label, points=[point for point in even if point[0] >= JUDGED])
         yield Chart(
             title="CPU time per request, by engines",
             x_unit="engines",
             y_unit="us",
-            lines=[line, n_log_n(line, EACH)],
+            lines=[line, n_log_n(from_there, EACH)],
             log_x=True,
         )
 
 
 def n_log_n(line: Line, each: int = 1) -> Line:
     """How a line would go on from its first point if the whole cost grew as n log n, n being `each` times x."""
-    first, us = line.points[0]
+    first, us = line.points[0] if line.points else (2.0, 0.0)
     assert us is not None
     points = [(x, us * log2(each * x) / log2(each * first)) for x, _ in line.points]
     return Line(label="n log n", points=points, colour=line.colour, faint=True)
