@@ -29,8 +29,9 @@ def print_plan(planning: Planning, outcome: Outcome, spec: str | None, console: 
         highlight=False,
     )
     for (preset, bound), how in zip(outcome.bounds_per_s.items(), outcome.provenance.values(), strict=True):
-        limit = f"at most {bound:.3g} requests/s and replica" if bound else "too slow for the target between tokens"
-        console.print(f"  {preset} ({how}): {limit}", highlight=False)
+        console.print(f"  {preset} ({how}): {_limit(bound)}", highlight=False)
+    for pool, bound in outcome.apart_per_s.items():
+        console.print(f"  {pool}: {_limit(bound)}", highlight=False)
     console.print(_table(planning, outcome))
     if outcome.exhausted:
         console.print(f"All {planning.simulations} simulations were used: there may be a cheaper fleet.")
@@ -96,6 +97,12 @@ def _lean(value: object) -> Any:
         if mine != default:
             tree[field.encode_name] = _lean(mine)
     return tree
+
+
+def _limit(bound_per_s: float) -> str:
+    if not bound_per_s:
+        return "too slow for the target between tokens"
+    return f"at most {bound_per_s:.3g} requests/s and replica"
 
 
 def _table(planning: Planning, outcome: Outcome) -> Table:

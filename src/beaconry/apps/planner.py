@@ -41,6 +41,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
     demand: Demand
     bounds_per_s: dict[str, float]
     """By preset: requests per second that a replica cannot exceed."""
+    apart_per_s: dict[str, float]
+    """By pool of prefill or decode engines, the same; empty unless they were looked at."""
     provenance: dict[str, str]
     """By preset: how well its speed is known."""
     pools: tuple[str, ...]
@@ -81,6 +83,11 @@ class Planner:
         return Outcome(
             demand=demand,
             bounds_per_s={section.preset: bound for section, bound in zip(planning.variants, bounds, strict=True)},
+            apart_per_s={
+                kind.pool: choice.bound_per_s
+                for kind, choice in zip(kinds(planning), choices, strict=True)
+                if choice.role is not Role.BOTH
+            },
             provenance={v.name: v.provenance.value for v in variants},
             pools=tuple(kind.pool for kind in kinds(planning)),
             plan=None if found.counts is None else self._trials[found.counts, 1.0],
