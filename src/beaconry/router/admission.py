@@ -48,6 +48,10 @@ SPLIT = "\0prefill"
 """Ends the name of a lane of requests that are to run in two legs; no model's name has such an ending."""
 PRESSED_S = 5.0
 """For so long after some engines had no room to spare it is looked for room for each request."""
+_BEHIND = 0.2
+"""Share of what lower bands may else have waiting for prefill in an engine, while higher bands send: one begun prefill cannot be overtaken
+there, two are one too many. Measured with long prompts: the higher band's 99th percentile a fifth lower, 1 % less done, with engines 10 ms
+away neither more."""
 _COPY = 4.0
 """What computing anew what another engine has cached counts for: its time, and three times that for what the copy displaces; the default
 policy's price. Measured: 4 to 12 are alike, with 1 a fleet whose caches are tight copies too much at full load."""
@@ -142,10 +146,11 @@ class Admission:
         roomy: set[str] | None = None
         if demand.contested and not self._is_ample(members, demand.claim(priority, now_s), request, now_s):
             roomy = self._roomy(request, members, now_s)
+        ceiling = way.ceiling if roomy is None else _BEHIND * way.ceiling
         for member in members:
             if (
                 (member.ready or member.admits(now_s))
-                and (not member.prefilling or self.is_open(member, now_s, way.ceiling))
+                and (not member.prefilling or self.is_open(member, now_s, ceiling))
                 and (roomy is None or member.endpoint.name in roomy)
             ):
                 way.pace.note(now_s)
@@ -171,7 +176,8 @@ class Admission:
             lane.demand.placed(found_room=bool(roomy))
         else:
             leaving = capacity.leaving(claim, members, needed, now_s)
-            roomy = {m.endpoint.name for m in members if m.endpoint.name in leaving and self.is_open(m, now_s)}
+            ceiling = _BEHIND * self._ceiling(members[0].endpoint.model, request.priority)
+            roomy = {m.endpoint.name for m in members if m.endpoint.name in leaving and self.is_open(m, now_s, ceiling)}
         if not roomy:
             return candidates
         matched = max(c.matched_tokens for c in candidates if c.endpoint.name in roomy)
@@ -368,6 +374,9 @@ class Admission:
         self._pressed_until_s = now_s + PRESSED_S
         return False
 
+    def _ceiling(self, model: str, priority: int) -> float:
+        return (self._ways.get((model, priority)) or self._way(model, priority)).ceiling
+
     def _worth_waiting(self, candidate: Candidate, tokens: int) -> bool:
         """Computing so many more tokens elsewhere takes longer than it takes until a request ends there."""
         endpoint, rates = candidate.endpoint, self._rates
@@ -394,13 +403,14 @@ class Admission:
         maybe_open = self._maybe_open
         last_resort = False
         roomy = self._roomy(request, members, now_s)
+        ceiling = band.config.ceiling * (1.0 if roomy is None else _BEHIND)
         for member in members:
             name = member.endpoint.name
             if name not in maybe_open:
                 continue
             if not self.is_open(member, now_s):
                 maybe_open.discard(name)
-            elif (roomy is None or name in roomy) and self.is_open(member, now_s, band.config.ceiling):
+            elif (roomy is None or name in roomy) and self.is_open(member, now_s, ceiling):
                 if member.admits(now_s):
                     return True
                 last_resort = True
