@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from beaconry.engine_model.step_time import LinearStepTime
 from beaconry.engine_model.values import EngineSettings
-from beaconry.io.engine.server import EngineOptions, serve_engine
+from beaconry.io.engine.options import EngineOptions
+from beaconry.io.engine.server import serve_engine
 
 FAST = LinearStepTime(fixed_s=0.0005)
 PATIENCE_S = 20.0
@@ -48,7 +49,7 @@ async def running(**changes):
             yield engine, server.port
     finally:
         await server.abort_all()
-        engine.close()
+        await engine.close()
         engine.generation.engine.check()
 
 

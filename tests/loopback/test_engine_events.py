@@ -14,7 +14,7 @@ import zmq
 
 from beaconry.engine_model.values import EngineSettings
 from beaconry.io.engine.events import SLICE
-from beaconry.io.engine.generation import KvEventsOptions, OffloadOptions
+from beaconry.io.engine.options import KvEventsOptions, OffloadOptions
 from beaconry.io.engine.server import serve_engine
 from beaconry.io.zmq_events import KvFeeds
 from beaconry.kvindex.exact import ExactIndex

@@ -9,10 +9,12 @@ import msgspec
 import uvloop
 from msgspec.structs import replace
 
+from beaconry.engine_model.kv_link import Wire, make_way
 from beaconry.engine_model.presets import Preset
 from beaconry.engine_model.step_time import LinearStepTime, StepTime
 from beaconry.engine_model.values import EngineSettings
-from beaconry.io.engine.generation import EngineOptions, KvEventsOptions, OffloadOptions
+from beaconry.io.engine.kv_params import KvRole, KvTransferOptions
+from beaconry.io.engine.options import EngineOptions, KvEventsOptions, OffloadOptions
 from beaconry.io.engine.server import serve_engine
 from beaconry.io.preset_file import read_preset
 from beaconry.values.block_hash import ALGORITHMS
@@ -22,6 +24,8 @@ from beaconry.wire.kv_events import Form
 DEFAULT_PRESET = "llama-3.1-8b/h100"
 MAX_MODEL_LEN = 131_072
 """What most current models were trained for; less where the KV memory holds less."""
+
+_EVERYWHERE = ("", "0.0.0.0", "::")  # noqa: S104 (refused, not bound)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +84,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     _configure_events(parser)
     _configure_offloading(parser)
+    _configure_transfer(parser)
 
 
 def _configure_offloading(parser: argparse.ArgumentParser) -> None:
@@ -93,6 +98,41 @@ def _configure_offloading(parser: argparse.ArgumentParser) -> None:
         metavar="GB/S",
         help="at which they are loaded, per accelerator (default: %(default)s, a PCIe 4.0 link)",
     )
+
+
+def _configure_transfer(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of prompts handed over, which are keys of vLLM's --kv-transfer-config and of a scenario's `network`."""
+    add = parser.add_argument_group(
+        "KV transfer", "Prompts computed on one engine and decoded on another, as by vLLM's NIXL connector."
+    ).add_argument
+    add("--kv-role", choices=[role.value for role in KvRole], help="what it does for other engines (default: nothing)")
+    add(
+        "--kv-link",
+        choices=[wire.value for wire in Wire],
+        default=Wire.INFINIBAND.value,
+        help="what KV goes over (default: %(default)s)",
+    )
+    add("--kv-gb-per-s", type=float, metavar="GB/S", help="per accelerator and direction, instead of the link's own")
+    add(
+        "--kv-latency-s",
+        type=float,
+        metavar="SECONDS",
+        help="of a transfer, beside its bytes, instead of the link's own",
+    )
+    add(
+        "--kv-lease-s",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="real ones, for which KV is kept that nobody has asked for (default: %(default)s)",
+    )
+    add(
+        "--kv-load-failure-policy",
+        choices=("fail", "recompute"),
+        default="fail",
+        help="what becomes of a request whose KV cannot be fetched (default: %(default)s)",
+    )
+    add("--kv-host", metavar="HOST", help="where other engines reach it (default: what --host says)")
 
 
 def _configure_events(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +187,7 @@ async def _serve(options: EngineOptions, host: str, port: int, grace_s: float) -
     if not hurried.is_set():
         await server.drain(deadline_s)
     await server.abort_all()
-    engine.close()
+    await engine.close()
 
 
 def options_of(args: argparse.Namespace) -> EngineOptions:
@@ -168,6 +208,7 @@ def options_of(args: argparse.Namespace) -> EngineOptions:
         max_queued=args.max_num_queued_reqs,
         kv_events=_kv_events(args),
         offload=_offload(args, preset, settings.block_tokens),
+        kv_transfer=None if args.kv_role is None else _kv_transfer(args, preset),
     )
 
 
@@ -205,6 +246,33 @@ def _offload(args: argparse.Namespace, preset: Preset, block_tokens: int) -> Off
         )
     bytes_per_s = 1e9 * args.kv_offloading_bandwidth * preset.accelerators
     return OffloadOptions(blocks=blocks, load_s=block_bytes / bytes_per_s)
+
+
+def _kv_transfer(args: argparse.Namespace, preset: Preset) -> KvTransferOptions:
+    if preset.kv_bytes_per_token is None:
+        raise OperatorError(f"--kv-role: {preset.name} does not say how large KV is; add kvBytesPerToken to it")
+    for flag, value in (("--kv-gb-per-s", args.kv_gb_per_s), ("--kv-lease-s", args.kv_lease_s)):
+        if value is not None and value <= 0.0:
+            raise OperatorError(f"{flag} is {value:g}: it must be above 0")
+    if args.kv_latency_s is not None and args.kv_latency_s < 0.0:
+        raise OperatorError(f"--kv-latency-s is {args.kv_latency_s:g}: it must not be below 0")
+    host = args.kv_host or args.host
+    if host in _EVERYWHERE and args.kv_role != KvRole.CONSUMER:
+        raise OperatorError(f"--kv-role {args.kv_role}: {host} is no address that others reach it at; add --kv-host")
+    return KvTransferOptions(
+        role=KvRole(args.kv_role),
+        way=make_way(
+            Wire(args.kv_link),
+            preset.kv_bytes_per_token,
+            preset.accelerators,
+            gb_per_s=args.kv_gb_per_s,
+            latency_s=args.kv_latency_s,
+        ),
+        host=host,
+        tensor=preset.accelerators,
+        lease_s=args.kv_lease_s,
+        recompute=args.kv_load_failure_policy == "recompute",
+    )
 
 
 def _adapters(modules: list[str]) -> dict[str, str]:

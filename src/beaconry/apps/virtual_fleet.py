@@ -18,7 +18,7 @@ from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.kv_link import KvWay
 from beaconry.engine_model.offload_tier import OffloadTier
 from beaconry.engine_model.values import EngineSettings
-from beaconry.io.engine.generation import EngineOptions
+from beaconry.io.engine.options import EngineOptions
 from beaconry.io.preset_file import read_preset
 from beaconry.manifests.model_service import Metadata, ModelService, Pool, SimEngine, Spec
 from beaconry.manifests.processes import count_ports, plan_gateway, plan_processes

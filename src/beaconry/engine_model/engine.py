@@ -76,7 +76,7 @@ class Engine:
         self._calendar = DecodeCalendar(settings.block_tokens)
         self._serials = 0
         self._admissions = 0
-        self.imports = Imports(self._pool)
+        self.imports = Imports(self._pool, self._waiting)
         self.holdings = Holdings(self._pool)
         # The step in progress, None between steps; its prompt chunks, and the time to load blocks for them.
         self._span: StepSpan | None = None
@@ -268,6 +268,7 @@ class Engine:
             tier_queries=self._tier_queries,
             loaded_tokens=self._loaded_tokens,
             imported_tokens=self.imports.tokens,
+            found_tokens=self.imports.found,
             preemptions=self._preemptions,
             evictions=self._pool.evictions,
             prompt_tokens=self._prompt_tokens,
@@ -317,7 +318,7 @@ class Engine:
         other._waiting = self._waiting.copy(twins)
         other._partial = None if self._partial is None else twins[self._partial.id]
         other._calendar = self._calendar.copy(twins)
-        other.imports = self.imports.copy(other._pool, twins)
+        other.imports = self.imports.copy(other._pool, other._waiting, twins)
         other.holdings = self.holdings.copy(other._pool)
         other._span = None if self._span is None else self._span.copy()
         other._chunks = [(twins[s.id], chunk) for s, chunk in self._chunks if s.phase is Phase.PREFILL]

@@ -16,6 +16,7 @@ from operator import attrgetter
 
 from beaconry.engine_model.block_pool import BlockPool
 from beaconry.engine_model.sequence import Phase, Sequence
+from beaconry.engine_model.waiting_queue import WaitingQueue
 
 NEVER = float("inf")
 
@@ -54,6 +55,11 @@ class Holdings:
         self.keep(self._held[sequence_id][0], until_s)
         return True
 
+    def extend(self, sequence_id: str, until_s: float) -> bool:
+        """Hold a sequence at least until another time. False if it is not held any more."""
+        _, end_s = self._held.get(sequence_id, (None, 0.0))
+        return self.renew(sequence_id, max(until_s, end_s))
+
     def release(self, sequence_id: str) -> bool:
         """Free a sequence's blocks: they are read. False if it is not held any more."""
         sequence, _ = self._held.pop(sequence_id, (None, 0.0))
@@ -83,15 +89,18 @@ class Imports:
 
     Attributes:
         tokens: prompt tokens that have come since the start.
+        found: prompt tokens, of sequences whose KV has come, that were in the own cache.
 
     """
 
-    def __init__(self, pool: BlockPool) -> None:
+    def __init__(self, pool: BlockPool, waiting: WaitingQueue) -> None:
+        """`waiting` is the engine's queue, for those whose KV does not come."""
         self._pool = pool
+        self._waiting = waiting
         self._coming: dict[str, Sequence] = {}
         self._come: dict[str, Sequence] = {}
         self._untold: list[Sequence] = []
-        self.tokens = 0
+        self.tokens = self.found = 0
 
     def __len__(self) -> int:
         return len(self._coming) + len(self._come)
@@ -132,8 +141,22 @@ class Imports:
             return False
         self._come[sequence_id] = sequence
         self.tokens += sequence.fetched
+        self.found += sequence.prompt_tokens - sequence.fetched
         sequence.computed = sequence.prompt_tokens - 1
         self._pool.publish(sequence, sequence.computed // self._pool.block_tokens)
+        return True
+
+    def lose(self, sequence_id: str) -> bool:
+        """A sequence's KV will not come: it waits again, as long as it has, to be computed here. False if nobody here waits for it."""
+        sequence = self._coming.get(sequence_id)
+        if sequence is None:
+            return False
+        self.discard(sequence)
+        self._pool.release(sequence)
+        sequence.imports = False
+        sequence.fetched = 0
+        sequence.admitted_s = sequence.cached_tokens = None
+        self._waiting.push(sequence)
         return True
 
     def take_ready(self, most: int) -> list[Sequence]:
@@ -149,10 +172,10 @@ class Imports:
         if self._coming.pop(sequence.id, None) is not None and sequence in self._untold:
             self._untold.remove(sequence)
 
-    def copy(self, pool: BlockPool, twins: Mapping[str, Sequence]) -> "Imports":
+    def copy(self, pool: BlockPool, waiting: WaitingQueue, twins: Mapping[str, Sequence]) -> "Imports":
         """Return imports of the sequences' twins, by id, in a copied pool; the driver is told of none of them."""
-        other = Imports(pool)
-        other.tokens = self.tokens
+        other = Imports(pool, waiting)
+        other.tokens, other.found = self.tokens, self.found
         other._coming = {name: twins[name] for name in self._coming}
         other._come = {name: twins[name] for name in self._come}
         return other

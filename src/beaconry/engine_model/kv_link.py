@@ -37,6 +37,23 @@ class KvWay(Struct, frozen=True, kw_only=True):
         return tokens * self.bytes_per_token / self.bytes_per_s
 
 
+def make_way(
+    wire: Wire,
+    bytes_per_token: float,
+    accelerators: int,
+    *,
+    gb_per_s: float | None = None,
+    latency_s: float | None = None,
+) -> KvWay:
+    """How KV goes in and out of an engine of so many accelerators; `gb_per_s` (of each) and `latency_s` instead of the wire's own."""
+    per_s = BYTES_PER_S[wire] if gb_per_s is None else 1e9 * gb_per_s
+    return KvWay(
+        bytes_per_token=bytes_per_token,
+        bytes_per_s=per_s * accelerators,
+        latency_s=LATENCY_S[wire] if latency_s is None else latency_s,
+    )
+
+
 class KvLink:
     """One direction of an engine's link. `_free_s` is when it has sent all it has been given."""
 

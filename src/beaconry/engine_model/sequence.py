@@ -38,7 +38,8 @@ class Sequence:
         priority: lower is more urgent; equal priorities are served in the order of submission.
         lora, salt: repeated in KV events; the hashes must already differ by them.
         hands_over: at its end its blocks are kept for another engine, see `Engine.release`.
-        imports: its prompt's KV comes from another engine, see `Engine.take_imports`; computed here if it is lost to a preemption.
+        imports: its prompt's KV comes from another engine, see `Imports`; computed here if it is lost to a preemption, or never
+            comes.
         cached_tokens: prompt tokens found in the prefix cache at the first admission; None before it.
         fetched: prompt tokens whose KV came from another engine, or is to come.
         preemptions: how often the sequence lost its blocks and had to be computed again.

@@ -72,7 +72,9 @@ class EngineStatistics(Struct, frozen=True, kw_only=True):
     loaded_tokens: int
     """Tokens found in those tiers and loaded."""
     imported_tokens: int
-    """Prompt tokens whose KV came from other engines. They are not looked up in the prefix cache as others are."""
+    """Prompt tokens whose KV came from other engines. They are no queries of the prefix cache."""
+    found_tokens: int
+    """Tokens of those prompts that were in the prefix cache and did not have to come; no hits of the prefix cache."""
     preemptions: int
     evictions: int
     """Cached blocks dropped."""

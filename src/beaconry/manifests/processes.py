@@ -19,7 +19,7 @@ from beaconry.manifests.kv_events import (
     tells,
 )
 from beaconry.manifests.model_service import ModelService, Pool, SimEngine, Spec, VllmEngine
-from beaconry.values.endpoint import Endpoint, EngineType
+from beaconry.values.endpoint import Endpoint, EngineType, Role
 from beaconry.values.errors import OperatorError
 
 ENGINE_HOST = HOST
@@ -32,6 +32,8 @@ _PLANNED_FLAGS = {
     "--api-key": "the gateway could not reach the engine; remove it, the engine listens on loopback only",
 }
 _DEVICE_VARIABLES = {"nvidia": "CUDA_VISIBLE_DEVICES", "amd": "HIP_VISIBLE_DEVICES"}
+_SIM_KV_ROLES = {Role.PREFILL: "producer", Role.DECODE: "consumer", Role.BOTH: "both"}
+"""What engines do with each other's KV where there is a prefill pool."""
 
 
 class EngineProcess(Struct, frozen=True, kw_only=True):
@@ -146,6 +148,8 @@ def _argv(spec: Spec, pool: Pool, endpoint: Endpoint, events: EventPorts | None,
         argv += ["--speed", f"{engine.speed:g}"]
         if engine.blocks is not None:
             argv += ["--blocks", str(engine.blocks)]
+        if any(one.role is Role.PREFILL for one in spec.pools):
+            argv += ["--kv-role", _SIM_KV_ROLES[pool.role]]
     else:
         model = (spec.model.path,) if engine.command[-1] == "serve" else ("--model", spec.model.path)
         argv = [*engine.command, *model, *address, "--served-model-name", endpoint.model]

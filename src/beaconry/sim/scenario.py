@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from beaconry.config.section import ABOVE_0, Section
-from beaconry.engine_model.kv_link import BYTES_PER_S, LATENCY_S, KvWay, Wire
+from beaconry.engine_model.kv_link import KvWay, Wire, make_way
 from beaconry.manifests.model_service import Metadata, Spec
 from beaconry.sim.workloads import Trace, Workload
 
@@ -66,11 +66,8 @@ class Network(Section, frozen=True):
 
     def kv_way(self, bytes_per_token: float, accelerators: int) -> KvWay:
         """How KV goes in and out of an engine."""
-        per_s = BYTES_PER_S[self.kv_link] if self.kv_gb_per_s is None else 1e9 * self.kv_gb_per_s
-        return KvWay(
-            bytes_per_token=bytes_per_token,
-            bytes_per_s=per_s * accelerators,
-            latency_s=LATENCY_S[self.kv_link] if self.kv_latency_s is None else self.kv_latency_s,
+        return make_way(
+            self.kv_link, bytes_per_token, accelerators, gb_per_s=self.kv_gb_per_s, latency_s=self.kv_latency_s
         )
 
 

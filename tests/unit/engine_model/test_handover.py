@@ -191,3 +191,51 @@ def test_a_copy_has_imports_and_holdings_of_its_own():
     machine.check()
     assert machine.imports.take_untold() != []
     assert machine.fresh().idle
+
+
+def test_a_reader_that_is_heard_never_shortens_a_lease():
+    machine = engine(kv_lease_s=30.0)
+    machine.submit(Sequence("p", 100, 1, hands_over=True), 0.0)
+    end_s, _ = run_step(machine)
+    assert machine.holdings.extend("p", end_s + 20.0)
+    assert machine.holdings.first_end_s == pytest.approx(end_s + 30.0)
+    assert machine.holdings.extend("p", end_s + 40.0)
+    assert machine.holdings.first_end_s == pytest.approx(end_s + 40.0)
+    assert not machine.holdings.extend("q", 100.0)
+
+
+def test_a_prompt_whose_kv_does_not_come_is_computed_before_those_that_came_later():
+    machine = engine(max_num_seqs=1)
+    blocker, lost, later = Sequence("b", 16, 3), importing("lost", prompt=64), Sequence("later", 64, 3)
+    machine.submit(lost, 0.0)
+    machine.submit(blocker, 0.0)
+    run_step(machine)
+    assert lost.phase is Phase.IMPORT
+    machine.submit(later, 0.1)
+    assert machine.imports.lose("lost")
+    machine.check()
+    assert not machine.imports.lose("lost")
+    assert machine.imports.take_untold() == []
+    order = []
+    now_s = 1.0
+    while machine.begin_step(now_s) is not None:
+        now_s += 1.0
+        order += machine.finish_step(now_s).finished
+        machine.check()
+    assert order == [blocker, lost, later]
+    statistics = machine.statistics()
+    assert (statistics.imported_tokens, statistics.computed_tokens, lost.fetched) == (0, 64 + 16 + 64, 0)
+    assert statistics.prefix_queries == 64 + 16 + 64
+
+
+def test_found_tokens_are_those_of_fetched_prompts_that_were_cached_here():
+    hashes = [1, 2, 3, 4, 5, 6]
+    machine = engine()
+    machine.submit(Sequence("local", 64, 1, hashes=hashes[:4]), 0.0)
+    run_step(machine)
+    machine.submit(importing("d", prompt=100, output=1, hashes=hashes), 1.0)
+    machine.begin_step(1.0)
+    assert machine.imports.arrive("d")
+    run_step(machine, 2.0)
+    statistics = machine.statistics()
+    assert (statistics.found_tokens, statistics.imported_tokens, statistics.prefix_hits) == (64, 36, 0)

@@ -237,3 +237,18 @@ def test_a_service_s_tenants_and_names_reach_its_gateway():
         Listen(),
     )
     assert (found.tenants.file, list(found.models), found.trusted_headers) == ("t.yaml", ["a"], ("slo",))
+
+
+def kv_roles(processes):
+    return [one.argv[one.argv.index("--kv-role") + 1] if "--kv-role" in one.argv else None for one in processes]
+
+
+def test_simulated_engines_hand_kv_over_if_there_is_a_prefill_pool():
+    pools = """  engine: {type: sim}
+  pools:
+  - {name: p, role: prefill}
+  - {name: d, role: decode, replicas: 2}
+  - {name: b}
+"""
+    assert kv_roles(plan(pools)) == ["producer", "consumer", "consumer", "both"]
+    assert kv_roles(plan(pools.replace("role: prefill", "role: decode"))) == [None, None, None, None]

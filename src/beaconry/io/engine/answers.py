@@ -4,6 +4,7 @@ The text of a choice is known from the start, so a whole answer is rendered once
 and one write per choice and step. A client that reads slowly is not written to; it gets what it missed in one chunk.
 """
 
+import time
 from typing import Final
 
 import msgspec
@@ -11,6 +12,7 @@ import msgspec
 from beaconry.engine_model.replies import WORD_CHARS, Reply
 from beaconry.engine_model.sequence import Sequence
 from beaconry.io.engine.faults import Fault
+from beaconry.io.engine.kv_params import Keep, Source
 from beaconry.io.engine.requests import Asked
 from beaconry.io.http_exchange import Exchange
 
@@ -22,6 +24,10 @@ SSE_HEADERS: Final = (
 )
 
 _json = msgspec.json.encode
+INTERNAL_ERROR: Final = _json(
+    {"error": {"message": "Internal server error", "type": "InternalServerError", "param": None, "code": 500}}
+)
+"""What vLLM answers if the KV of a prompt cannot be fetched."""
 
 
 class Choice:
@@ -59,16 +65,23 @@ class Answer:
     Attributes:
         choices: in the order of their index.
         fault: what is to go wrong with it, None if nothing is.
+        transfer: what is asked of the prompt's KV, None for nothing.
+        kept: where that KV is kept, as the decode engine is to be told; None if it is not, or not yet. Not told in a stream.
         ended: set by its owner when it has all its tokens, or was dropped; nothing is to be delivered any more.
 
     `_open` counts the choices whose end was not sent.
 
     """
 
-    def __init__(self, exchange: Exchange, asked: Asked, name: str, created: int, fault: Fault | None) -> None:
+    def __init__(
+        self, exchange: Exchange, asked: Asked, name: str, fault: Fault | None, transfer: Keep | Source | None
+    ) -> None:
+        """`name` is the answer's id."""
         self.exchange = exchange
         self.asked = asked
         self.fault = fault
+        self.transfer = transfer
+        self.kept: bytes | None = None
         self.ended = False
         self.choices: list[Choice] = []
         self._open = asked.sequences
@@ -80,7 +93,7 @@ class Answer:
         self._head = b'{"id":%b,"object":"%b","created":%d,"model":%b,"choices":[' % (
             _json(name),
             kind.encode(),
-            created,
+            int(time.time()),
             _json(asked.model),
         )
         if asked.chat:
@@ -126,9 +139,7 @@ class Answer:
         last = choice.generated == choice.reply.tokens
         parts = []
         if first and self.asked.chat:
-            parts.append(
-                self._chunk(choice, b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null')
-            )
+            parts.append(self._opening(choice))
         if last:
             parts.append(self._chunk(choice, self._last_words(choice, text)))
             self._open -= 1
@@ -152,6 +163,10 @@ class Answer:
     def _chunk(self, choice: Choice, fields: bytes) -> bytes:
         return b'data: %b{"index":%d,%b}]}\n\n' % (self._head, choice.index, fields)
 
+    def _opening(self, choice: Choice) -> bytes:
+        """The first chunk of a chat's choice."""
+        return self._chunk(choice, b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null')
+
     def _last_words(self, choice: Choice, text: bytes) -> bytes:
         end = b'"logprobs":null,"finish_reason":"%b","stop_reason":%b' % (
             choice.reply.finish_reason.encode(),
@@ -167,7 +182,18 @@ class Answer:
         if self._open:
             return
         choices = b",".join(map(self._whole, self.choices))
-        self.exchange.respond(200, b'%b%b],%b,"system_fingerprint":null}' % (self._head, choices, self._usage()))
+        kept = b"" if self.kept is None else b',"kv_transfer_params":%b' % self.kept
+        body = b'%b%b],%b,"system_fingerprint":null%b}' % (self._head, choices, self._usage(), kept)
+        self.exchange.respond(200, body)
+
+    def fail(self) -> None:
+        """Nothing comes of it. A stream has its status before that is known: it ends with an error event, behind a chat's first chunk."""
+        if not self.asked.stream:
+            self.exchange.respond(500, INTERNAL_ERROR)
+            return
+        self.exchange.start(200, SSE_HEADERS)
+        opening = b"".join(map(self._opening, self.choices)) if self.asked.chat else b""
+        self.exchange.finish(b"%bdata: %b\n\ndata: [DONE]\n\n" % (opening, INTERNAL_ERROR))
 
     def _whole(self, choice: Choice) -> bytes:
         reply = choice.reply
@@ -185,8 +211,10 @@ class Answer:
     def _usage(self) -> bytes:
         prompt_tokens = self.asked.prompt_tokens
         completion_tokens = sum(choice.reply.tokens for choice in self.choices)
-        firsts = self.choices[:: self.asked.n]
-        cached_tokens = sum(choice.sequence.cached_tokens or 0 for choice in firsts)
+        if isinstance(self.transfer, Source) and self.transfer.cached_tokens is not None:
+            cached_tokens = self.transfer.cached_tokens
+        else:
+            cached_tokens = sum(choice.sequence.cached_tokens or 0 for choice in self.choices[:: self.asked.n])
         return (
             b'"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,"prompt_tokens_details":'
             b'{"cached_tokens":%d,"created_cache_tokens":null,"multimodal_tokens":null},"completion_tokens_details":null}'

@@ -19,7 +19,7 @@ from typing import Final
 
 import zmq
 
-from beaconry.io.engine.generation import KvEventsOptions
+from beaconry.io.engine.options import KvEventsOptions
 from beaconry.values.errors import OperatorError
 from beaconry.values.kv_events import KvBatch, KvEvent
 from beaconry.wire.kv_events import END, encode, encode_frames

@@ -2,86 +2,37 @@
 
 import asyncio
 import itertools
+import logging
 import os
-import time
 from collections.abc import Callable
 from collections.abc import Sequence as Sized
 from random import Random
 from typing import Final
 
-from msgspec import Struct
+from msgspec.structs import replace
 
 from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.offload_tier import OffloadTier
 from beaconry.engine_model.replies import Reply, make_reply
 from beaconry.engine_model.sequence import Phase, Sequence
-from beaconry.engine_model.step_time import StepTime
-from beaconry.engine_model.values import EngineSettings, StepResult
+from beaconry.engine_model.values import StepResult
 from beaconry.io.engine.answers import ABORTED, Answer, Choice
 from beaconry.io.engine.faults import Fault, Kind
+from beaconry.io.engine.kv_holder import KvHolder
+from beaconry.io.engine.kv_params import Keep, KvRole, Source, carries, parse_transfer
+from beaconry.io.engine.kv_reader import KvReader
 from beaconry.io.engine.loop import EngineLoop
-from beaconry.io.engine.observations import Observations
+from beaconry.io.engine.observations import Handovers, Observations
+from beaconry.io.engine.options import EngineOptions
 from beaconry.io.engine.requests import Asked, Prompt, parse_generation
 from beaconry.io.http_exchange import Exchange
 from beaconry.values.block_hash import BlockHasher
 from beaconry.values.errors import CallerError, OperatorError
 from beaconry.values.kv_events import KvEvent
-from beaconry.wire.kv_events import Form
 
+_LOG = logging.getLogger(__name__)
 CRASH_STATUS: Final = 70
 """Exit status of a crash on request."""
-
-
-class KvEventsOptions(Struct, frozen=True, kw_only=True):
-    """How an engine publishes its KV events. Ports are of the engine's own host, 0 for a free one."""
-
-    port: int
-    replay_port: int | None = None
-    """None: nothing is remembered for those who come late."""
-    topic: str = ""
-    form: Form = Form.MAPS
-    buffer_steps: int = 10_000
-    """Batches remembered; as many as vLLM remembers by default."""
-
-
-class OffloadOptions(Struct, frozen=True, kw_only=True):
-    """The engine keeps copies of cached blocks in its host's memory."""
-
-    blocks: int
-    load_s: float
-    """Model seconds to load one block from there."""
-
-
-class EngineOptions(Struct, frozen=True, kw_only=True):
-    """One simulated engine, and what it says of itself."""
-
-    models: tuple[str, ...]
-    """Names it answers to, its own first."""
-    adapters: dict[str, str] = {}
-    """LoRA adapters that it serves, paths by name. They keep blocks apart and change nothing else."""
-    settings: EngineSettings
-    step_time: StepTime
-    max_model_len: int
-    """Tokens of prompt and reply together; they must fit into the KV memory."""
-    request_s: float = 0.0
-    """Model seconds from a request's arrival to its being queued: HTTP, tokenization, hand-over."""
-    speed: float = 1.0
-    """Model seconds per real second."""
-    seed: int = 0
-    hash_algorithm: str = "fast"
-    by_priority: bool = False
-    """Serve by the requests' `priority`; else it is ignored and the order is that of arrival."""
-    max_queued: int = 16_384
-    """Waiting sequences; beyond it new requests get 503. vLLM has no bound by default."""
-    kv_events: KvEventsOptions | None = None
-    """None: it publishes none."""
-    offload: OffloadOptions | None = None
-    """None: what the GPU evicts is gone."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All that a request may ask for."""
-        return (*self.models, *self.adapters)
 
 
 class Generation:
@@ -89,9 +40,12 @@ class Generation:
 
     Attributes:
         open_answers: requests taken and not ended.
+        handovers: what has become of KV from and to other engines.
+        holder, reader: the engine's part in handovers; None where its role has none.
 
     `_choices` has every sequence that is in the engine; `_live` those of them that have begun and are watched token by token:
-    streams, and requests with a fault. `_crash_in` counts the tokens until the process is to crash, None if it is not.
+    streams, and requests with a fault. `_crash_in` counts the tokens until the process is to crash, None if it is not. `_warned`: it was
+    said that `kv_transfer_params` are ignored.
 
     """
 
@@ -105,16 +59,28 @@ class Generation:
         _validate(options)
         self.options = options
         self._publish = publish
+        transfer = options.kv_transfer
+        settings = options.settings
+        if transfer is not None:
+            settings = replace(settings, kv_lease_s=transfer.lease_s * options.speed)
         self.engine = Engine(
-            options.settings,
+            settings,
             options.step_time,
             rng=Random(options.seed),
             record_events=publish is not None,
             tiers=() if options.offload is None else (OffloadTier(options.offload.blocks, options.offload.load_s),),
         )
-        self.steps = EngineLoop(self.engine, self._stepped, speed=options.speed, loop=loop)
+        self.steps = EngineLoop(self.engine, self._stepped, speed=options.speed, loop=loop, fetch=self._fetch)
         self.observations = Observations(options.max_model_len, options.speed)
         self.open_answers = 0
+        self.handovers = Handovers()
+        self.holder: KvHolder | None = None
+        self.reader: KvReader | None = None
+        if transfer is not None and transfer.role is not KvRole.CONSUMER:
+            self.holder = KvHolder(transfer, self.steps, self.handovers, loop, options.speed)
+        if transfer is not None and transfer.role is not KvRole.PRODUCER:
+            self.reader = KvReader(transfer, self.steps, self.handovers, self._not_fetched, options.speed)
+        self._warned = False
         self._loop = loop
         self._hasher = BlockHasher(options.settings.block_tokens, options.hash_algorithm)
         self._numbers = itertools.count()
@@ -133,15 +99,16 @@ class Generation:
         if self.engine.statistics().waiting + asked.sequences > options.max_queued:
             self.observations.rejected += 1
             raise CallerError("The engine is currently busy. Please try again later.", status=503)
+        transfer = self._transfer(asked)
         if fault is not None and fault.kind is Kind.HANG:
             return
         delay_s = options.request_s / options.speed
         if fault is not None and fault.kind is Kind.SLOW:
-            self._loop.call_later(fault.delay_s + delay_s, self._start, exchange, asked, None)
+            self._loop.call_later(fault.delay_s + delay_s, self._start, exchange, asked, None, transfer)
         elif delay_s:
-            self._loop.call_later(delay_s, self._start, exchange, asked, fault)
+            self._loop.call_later(delay_s, self._start, exchange, asked, fault, transfer)
         else:
-            self._start(exchange, asked, fault)
+            self._start(exchange, asked, fault, transfer)
 
     def crash_after(self, tokens: int | None) -> None:
         """End the process when so many more tokens are generated, at once for 0; None takes it back."""
@@ -161,13 +128,22 @@ class Generation:
 
     # -- requests
 
-    def _start(self, exchange: Exchange, asked: Asked, fault: Fault | None) -> None:
+    def _transfer(self, asked: Asked) -> Keep | Source | None:
+        """What a request wants of its KV. CallerError if that cannot be had."""
+        if self.options.kv_transfer is not None:
+            return parse_transfer(asked, self.options.kv_transfer.role)
+        if not self._warned and carries(asked):
+            self._warned = True
+            _LOG.warning("kv_transfer_params are ignored: this engine was started without --kv-role")
+        return None
+
+    def _start(self, exchange: Exchange, asked: Asked, fault: Fault | None, transfer: Keep | Source | None) -> None:
         if exchange.closed:
             return
         number = next(self._numbers)
         given = exchange.header(b"x-request-id")
         name = f"{'chatcmpl' if asked.chat else 'cmpl'}-{given.decode('latin-1') if given else f'{number:016x}'}"
-        answer = Answer(exchange, asked, name, int(time.time()), fault)
+        answer = Answer(exchange, asked, name, fault, transfer)
         if self._stopping:
             self._abort_at_once(answer)
             return
@@ -177,13 +153,16 @@ class Generation:
         for index in range(asked.sequences):
             prompt = asked.prompts[index // asked.n]
             reply = make_reply(prompt.key(asked.seed + self.options.seed, index % asked.n), prompt.limits)
-            choice = answer.add(self._sequence(f"{number}-{index}", asked, prompt, reply), reply)
+            choice = answer.add(self._sequence(f"{name}-{index}-{number}", answer, prompt, reply), reply)
             self._choices[choice.sequence.id] = choice
             self.steps.submit(choice.sequence)
+            if self.reader is not None and isinstance(transfer, Source):
+                self.reader.expect(choice.sequence.id, transfer)
         if fault is not None and not fault.after_tokens:
             self._apply(fault, answer)
 
-    def _sequence(self, name: str, asked: Asked, prompt: Prompt, reply: Reply) -> Sequence:
+    def _sequence(self, name: str, answer: Answer, prompt: Prompt, reply: Reply) -> Sequence:
+        asked = answer.asked
         tokens = prompt.tokens + reply.token_ids()
         path = self.options.adapters.get(asked.model)
         return Sequence(
@@ -195,6 +174,8 @@ class Generation:
             priority=asked.priority if self.options.by_priority else 0,
             lora=None if path is None else asked.model,
             salt=asked.salt,
+            hands_over=isinstance(answer.transfer, Keep),
+            imports=isinstance(answer.transfer, Source),
         )
 
     def _abort_at_once(self, answer: Answer) -> None:
@@ -216,6 +197,8 @@ class Generation:
             if self._choices.pop(name, None) is not None:
                 self._live.pop(name, None)
                 self.steps.abort(name)
+                if self.reader is not None:
+                    self.reader.forget(name)
                 self.observations.finished[reason] += 1
         self._end(answer)
 
@@ -224,6 +207,23 @@ class Generation:
         self.open_answers -= 1
         if not self.open_answers and self._stopping:
             self._emptied.set()
+
+    # -- KV from elsewhere
+
+    def _fetch(self, sequence: Sequence) -> None:
+        assert self.reader is not None
+        self.reader.fetch(sequence)
+
+    def _not_fetched(self, sequence_id: str) -> None:
+        """KV that a sequence waits for will not come: it does without, or fails."""
+        assert self.options.kv_transfer is not None
+        if self.options.kv_transfer.recompute:
+            self.engine.imports.lose(sequence_id)
+            self.steps.wake()
+            return
+        answer = self._choices[sequence_id].answer
+        self._drop(answer, "error")
+        answer.fail()
 
     # -- tokens
 
@@ -246,6 +246,8 @@ class Generation:
             self._live.pop(sequence.id, None)
             self.observations.observe_end(sequence, choice.reply.finish_reason)
             choice.generated = sequence.generated
+            if self.holder is not None and sequence.hands_over:
+                choice.answer.kept = self.holder.kept(sequence)
             self._deliver(choice)
 
     def _deliver(self, choice: Choice) -> None:

@@ -35,10 +35,15 @@ class EngineLoop:
         *,
         speed: float,
         loop: asyncio.AbstractEventLoop,
+        fetch: Callable[[Sequence], None],
     ) -> None:
-        """`stepped` is called after each step with its result and its duration in model seconds; `speed` is model per real seconds."""
+        """`stepped` is called after each step with its result and its duration in model seconds; `speed` is model per real seconds.
+
+        `fetch` is called for each sequence that has room for KV from another engine.
+        """
         self.engine = engine
         self._stepped = stepped
+        self._fetch = fetch
         self.lag_resets = 0
         self._speed = speed
         self._loop = loop
@@ -52,15 +57,30 @@ class EngineLoop:
         """Return the model time."""
         return (self._loop.time() - self._origin_s) * self._speed
 
+    def loop_s(self, model_s: float) -> float:
+        """Return when, in the event loop's time, a model time is."""
+        return self._origin_s + model_s / self._speed
+
     def submit(self, sequence: Sequence) -> None:
-        """Hand in a sequence; an idle engine begins once all that has arrived by now is in."""
+        """Hand in a sequence."""
         self.engine.submit(sequence, self.now_s())
-        if self._timer is None and not self._paused:
-            self._timer = self._loop.call_soon(self._begin, None)
+        self.wake()
 
     def abort(self, sequence_id: str) -> bool:
         """Drop a sequence. False if it is not there any more."""
-        return self.engine.abort(sequence_id, self.now_s())
+        aborted = self.engine.abort(sequence_id, self.now_s())
+        self.wake()
+        return aborted
+
+    def imported(self, sequence_id: str) -> None:
+        """The KV that a sequence waits for has come."""
+        if self.engine.imports.arrive(sequence_id):
+            self.wake()
+
+    def wake(self) -> None:
+        """Something is different: an engine that stands begins, if it can, once all that has arrived by now is in."""
+        if self._timer is None and not self._paused:
+            self._timer = self._loop.call_soon(self._begin, None)
 
     def pause(self) -> None:
         """Stand still: the step in progress does not end."""
@@ -84,6 +104,8 @@ class EngineLoop:
         """Begin a step at a model time, or now."""
         self._began_s = self.now_s() if at_s is None else at_s
         duration_s = self.engine.begin_step(self._began_s)
+        for sequence in self.engine.imports.take_untold():
+            self._fetch(sequence)
         if duration_s is None:
             self._timer = None
             return
@@ -91,7 +113,7 @@ class EngineLoop:
         self._await_end(self._step_end_s)
 
     def _await_end(self, end_s: float) -> None:
-        self._timer = self._loop.call_at(self._origin_s + end_s / self._speed, self._finish)
+        self._timer = self._loop.call_at(self.loop_s(end_s), self._finish)
 
     def _finish(self) -> None:
         end_s = self._step_end_s

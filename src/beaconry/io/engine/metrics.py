@@ -4,7 +4,7 @@ Families that would always be zero are left out, except those that routers read.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -14,17 +14,24 @@ from prometheus_client.registry import Collector
 
 from beaconry.engine_model.values import EngineSettings, EngineStatistics
 from beaconry.io.engine.loop import EngineLoop
-from beaconry.io.engine.observations import Histogram, Observations
+from beaconry.io.engine.observations import Handovers, Histogram, Observations
 
 
 class EngineMetrics(Collector):
     """One engine's numbers as Prometheus families, read anew at each scrape."""
 
     def __init__(
-        self, model: str, steps: EngineLoop, observations: Observations, hash_algorithm: str, adapters: int
+        self,
+        model: str,
+        steps: EngineLoop,
+        observations: Observations,
+        hash_algorithm: str,
+        adapters: int,
+        handovers: Handovers | None,
     ) -> None:
-        """`adapters`: LoRA adapters that may run at once; 0 if there are none."""
+        """`adapters`: LoRA adapters that may run at once; 0 if there are none. `handovers`: None for an engine without a part in them."""
         self._adapters = adapters
+        self._handovers = handovers
         self._model = model
         self._steps = steps
         self._observations = observations
@@ -43,7 +50,10 @@ class EngineMetrics(Collector):
         yield from _gauges(self._model, statistics)
         yield from _counters(self._model, statistics, self._observations)
         yield _lag_resets(self._steps.lag_resets)
-        yield from _histograms(self._model, self._observations)
+        yield from _histograms(self._model, self._observations.histograms)
+        if self._handovers is not None:
+            yield from _handovers(self._model, self._handovers)
+            yield from _histograms(self._model, self._handovers.histograms)
         yield _cache_config(engine.settings, self._hash_algorithm)
         if self._adapters:
             yield _adapters(engine.adapters(), self._adapters)
@@ -78,18 +88,20 @@ def _gauges(model: str, statistics: EngineStatistics) -> Iterator[Metric]:
 
 
 def _counters(model: str, statistics: EngineStatistics, observations: Observations) -> Iterator[Metric]:
-    hits, loaded = statistics.prefix_hits, statistics.loaded_tokens
+    fetched = statistics.imported_tokens
+    hits, loaded = statistics.prefix_hits + statistics.found_tokens, statistics.loaded_tokens + fetched
+    queries = statistics.prefix_queries + statistics.found_tokens + fetched
     plain = (
         (
             "prefix_cache_queries",
             "Prefix cache queries, in terms of number of queried tokens.",
-            statistics.prefix_queries,
+            queries,
         ),
         ("prefix_cache_hits", "Prefix cache hits, in terms of number of cached tokens.", hits),
         (
             "external_prefix_cache_queries",
             "External prefix cache queries, in terms of number of queried tokens.",
-            statistics.tier_queries,
+            statistics.tier_queries + fetched,
         ),
         (
             "external_prefix_cache_hits",
@@ -105,7 +117,7 @@ def _counters(model: str, statistics: EngineStatistics, observations: Observatio
         family = CounterMetricFamily(f"vllm:{name}", text, labels=["engine", "model_name"])
         family.add_metric(["0", model], value)
         yield family
-    computed = max(0, statistics.prefix_queries - hits - loaded)
+    computed = max(0, queries - hits - loaded)
     sources = {"local_compute": computed, "local_cache_hit": hits, "external_kv_transfer": loaded}
     by_source = CounterMetricFamily(
         "vllm:prompt_tokens_by_source", "Number of prompt tokens by source.", labels=["engine", "model_name", "source"]
@@ -130,6 +142,27 @@ def _counters(model: str, statistics: EngineStatistics, observations: Observatio
     yield rejections
 
 
+def _handovers(model: str, handovers: Handovers) -> Iterator[Metric]:
+    rows = (
+        (
+            "num_failed_transfers",
+            "Number of failed NIXL KV Cache transfers.",
+            handovers.failed + handovers.failed_notices,
+        ),
+        ("num_failed_notifications", "Number of failed NIXL KV Cache notifications.", handovers.failed_notices),
+        ("num_kv_expired_reqs", "Number of requests that had their KV expire.", handovers.expired),
+        (
+            "num_notifications_after_expiry",
+            "Number of completion notifications for requests that were no longer tracked.",
+            handovers.late_releases,
+        ),
+    )
+    for name, text, value in rows:
+        family = CounterMetricFamily(f"vllm:nixl_{name}", text, labels=["engine", "model_name"])
+        family.add_metric(["0", model], value)
+        yield family
+
+
 def _adapters(names: tuple[set[str], set[str]], most: int) -> Metric:
     running, waiting = (",".join(sorted(group)) for group in names)
     labels = {"max_lora": str(most), "waiting_lora_adapters": waiting, "running_lora_adapters": running}
@@ -144,8 +177,8 @@ def _lag_resets(times: int) -> Metric:
     return family
 
 
-def _histograms(model: str, observations: Observations) -> Iterator[Metric]:
-    for name, histogram in observations.histograms.items():
+def _histograms(model: str, histograms: Mapping[str, Histogram]) -> Iterator[Metric]:
+    for name, histogram in histograms.items():
         family = HistogramMetricFamily(f"vllm:{name}", f"Histogram of {name}.", labels=["engine", "model_name"])
         family.add_metric(["0", model], _cumulated(histogram), histogram.sum)
         yield family

@@ -37,6 +37,8 @@ ITL_S: Final = (
 REQUEST_S: Final = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0
 )  # fmt: skip
+FETCH_S: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 5.0)
+FETCH_BYTES: Final = tuple(2 ** (10 + power) for power in range(1, 25, 2))
 STEP_TOKENS: Final = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 CHOICES: Final = (1, 2, 5, 10, 20)
 PREEMPTIONS: Final = (0, 1, 2, 5, 10)
@@ -62,6 +64,31 @@ class Histogram:
 def token_buckets(limit: int) -> tuple[int, ...]:
     """Return 1, 2, 5, 10, 20, 50, ... up to `limit`."""
     return tuple(m * 10**e for e in range(len(str(limit))) for m in (1, 2, 5) if m * 10**e <= limit)
+
+
+class Handovers:
+    """What goes wrong and right with KV from and to other engines. Times are real seconds."""
+
+    def __init__(self) -> None:
+        self.failed = 0
+        """Fetches that came to nothing."""
+        self.failed_notices = 0
+        """Holders that did not hear that KV is not wanted any more."""
+        self.expired = 0
+        """Sequences whose KV nobody fetched within its lease."""
+        self.late_releases = 0
+        """Readers that let go of what was not kept any more."""
+        self.histograms = {
+            "nixl_xfer_time_seconds": Histogram(FETCH_S[1:]),
+            "nixl_post_time_seconds": Histogram(FETCH_S),
+            "nixl_bytes_transferred": Histogram(FETCH_BYTES),
+        }
+
+    def observe(self, seconds: float, posted_s: float, size: float) -> None:
+        """Count a fetch of `size` bytes: how long they took, once asked for, and how long it took to ask."""
+        self.histograms["nixl_xfer_time_seconds"].observe(seconds)
+        self.histograms["nixl_post_time_seconds"].observe(posted_s)
+        self.histograms["nixl_bytes_transferred"].observe(size)
 
 
 class Observations:

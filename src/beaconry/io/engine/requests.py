@@ -1,7 +1,7 @@
 """What a client asks of an engine: OpenAI bodies as vLLM reads them, to token ids and limits. Errors are worded as vLLM does.
 
-Unknown fields are ignored, as vLLM ignores them; sampling parameters have no effect on pseudo-text; `kv_transfer_params` is
-ignored too, where a real decode engine may crash.
+Unknown fields are ignored, as vLLM ignores them; sampling parameters have no effect on pseudo-text. What `kv_transfer_params` means is
+another file's: `kv_params.py`.
 """
 
 from array import array
@@ -54,6 +54,7 @@ class Body(Struct, frozen=True, kw_only=True):
     seed: int | None = None
     priority: int = 0
     cache_salt: str | None = None
+    kv_transfer_params: Json = UNSET
 
 
 class ChatBody(Body, frozen=True, kw_only=True):
@@ -113,6 +114,8 @@ class Asked(Struct, frozen=True, kw_only=True):
     salt: str | None
     max_tokens: int | None
     """As the client gave it."""
+    kv_transfer_params: Json = UNSET
+    """As the client gave it."""
 
     @property
     def sequences(self) -> int:
@@ -163,6 +166,7 @@ def parse_generation(body: bytes, *, chat: bool, models: tuple[str, ...], max_mo
         priority=asked.priority,
         salt=asked.cache_salt,
         max_tokens=limit,
+        kv_transfer_params=asked.kv_transfer_params,
     )
 
 

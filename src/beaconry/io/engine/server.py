@@ -1,13 +1,14 @@
 """A simulated engine behind vLLM's HTTP interface, in real time.
 
 It serves /v1/chat/completions, /v1/completions, /v1/models, /health, /ping, /version, /load, /metrics, /tokenize, /detokenize,
-/kv_event_sources, /reset_prefix_cache, and for tests /fault (see `faults.py`). While it shuts down, what runs goes on, and new
-requests get status 200 with the finish reason "abort", as from vLLM.
+/kv_event_sources, /reset_prefix_cache, to engines that fetch KV /kv/... (see `kv_holder.py`), and for tests /fault (see `faults.py`).
+While it shuts down, what runs goes on, and new requests get status 200 with the finish reason "abort", as from vLLM.
 """
 
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -16,7 +17,9 @@ from beaconry import __version__
 from beaconry.config.gateway import Limits
 from beaconry.engine_model.tokenizer import decode, token_text
 from beaconry.io.engine.faults import FAULT_HEADER, EngineFault, Fault, Kind, parse_fault
-from beaconry.io.engine.generation import EngineOptions, Generation, KvEventsOptions
+from beaconry.io.engine.generation import Generation
+from beaconry.io.engine.kv_holder import KEEP, READ, RELEASE
+from beaconry.io.engine.options import EngineOptions, KvEventsOptions
 from beaconry.io.engine.requests import parse_detokenize, parse_tokenize
 from beaconry.io.http_exchange import Exchange
 from beaconry.io.http_server import HttpServer, serve
@@ -40,10 +43,10 @@ _json = msgspec.json.encode
 
 
 class EngineServer:
-    """Answers the exchanges of one engine.
+    """Answers the exchanges of one engine. `open` and `close` belong to one task.
 
     `_held` are exchanges that came while the engine stands still (the fault "hang"); `_waking` is set as long as it does and will
-    not for ever.
+    not for ever; `_stack` has what is to be closed.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class EngineServer:
         self._fault = EngineFault()
         self._held: list[Exchange] = []
         self._waking: asyncio.TimerHandle | None = None
+        self._stack = AsyncExitStack()
         self._routes: dict[str, dict[str, Callable[[Exchange], None]]] = {
             "/v1/chat/completions": {"POST": lambda exchange: self._generate(exchange, chat=True)},
             "/v1/completions": {"POST": lambda exchange: self._generate(exchange, chat=False)},
@@ -73,6 +77,20 @@ class EngineServer:
             "/reset_prefix_cache": {"POST": self._reset_prefix_cache},
             "/fault": {"POST": self._post_fault, "DELETE": self._delete_fault},
         }
+        if (holder := self.generation.holder) is not None:
+            answers = {KEEP: holder.keep, READ: holder.read, RELEASE: holder.release}
+            self._routes |= {path: {"POST": answer} for path, answer in answers.items()}
+
+    async def open(self) -> None:
+        """Be ready to take exchanges."""
+        if self.publisher is not None:
+            self._stack.callback(self.publisher.close)
+        if self.generation.holder is not None:
+            self._stack.callback(self.generation.holder.close)
+        if self.generation.reader is not None:
+            group = await self._stack.enter_async_context(asyncio.TaskGroup())
+            self._stack.callback(group.create_task(self.generation.reader.run()).cancel)
+            await asyncio.sleep(0)  # it runs from here on
 
     def handle(self, exchange: Exchange) -> None:
         """Answer one request, now or later."""
@@ -85,10 +103,9 @@ class EngineServer:
         except CallerError as error:
             _refuse(exchange, error)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Give back what is not the HTTP server's."""
-        if self.publisher is not None:
-            self.publisher.close()
+        await self._stack.aclose()
 
     def _route(self, exchange: Exchange) -> Callable[[Exchange], None]:
         methods = self._routes.get(exchange.path)
@@ -155,6 +172,7 @@ class EngineServer:
                 generation.observations,
                 options.hash_algorithm,
                 len(options.adapters),
+                None if options.kv_transfer is None else generation.handovers,
             )
         exchange.respond(200, self._metrics.render(), b"text/plain; version=0.0.4; charset=utf-8")
 
@@ -205,13 +223,16 @@ async def serve_engine(options: EngineOptions, host: str, port: int) -> tuple[En
     """Start an engine on the running loop; the caller closes both. OperatorError if its options or an address cannot be had."""
     loop = asyncio.get_running_loop()
     publisher = None if options.kv_events is None else _publisher(options.kv_events, host, loop)
+    engine = EngineServer(options, loop, publisher)
     try:
-        engine = EngineServer(options, loop, publisher)
-        return engine, await serve(engine.handle, host, port, Limits())
+        await engine.open()
+        server = await serve(engine.handle, host, port, Limits())
     except OperatorError:
-        if publisher is not None:
-            publisher.close()
+        await engine.close()
         raise
+    if engine.generation.holder is not None:
+        engine.generation.holder.port = server.port
+    return engine, server
 
 
 def _publisher(options: KvEventsOptions, host: str, loop: asyncio.AbstractEventLoop) -> "EventPublisher":
