@@ -15,6 +15,10 @@ from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.errors import InternalError
 
 
+_DOUBLINGS = 32
+"""Of the first ejection, at most: who fails for days is ejected more often than a float can be doubled."""
+
+
 class InFlight(Protocol):
     """What an endpoint's ledger needs to know of a leg."""
 
@@ -135,7 +139,8 @@ class Member:
         self._failures += 1
         probing = self._ejections and now_s >= self.ejected_until_s
         if probing or (not self._ejections and self._failures >= self._knobs.eject_after):
-            pause_s = min(self._knobs.eject_base_s * 2.0**self._ejections, self._knobs.eject_max_s)
+            doublings = min(self._ejections, _DOUBLINGS)
+            pause_s = min(self._knobs.eject_base_s * 2.0**doublings, self._knobs.eject_max_s)
             self.ejected_until_s = now_s + pause_s
             self._ejections += 1
             self._judge()
