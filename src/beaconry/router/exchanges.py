@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from beaconry.flowcontrol.control import MAX_RETRY_AFTER_S
 from beaconry.router.admission import WHY_DROPPED, Admission
 from beaconry.router.effects import Answer, BreakStream, Effect, Ended
 from beaconry.router.exchange import Exchange
@@ -70,7 +71,7 @@ class Exchanges:
         """End an exchange whose answer has not begun."""
         retry_after_s = 1.0 if status in (429, 503) else None
         if exchange.late_s:
-            retry_after_s = exchange.late_s
+            retry_after_s = min(exchange.late_s, MAX_RETRY_AFTER_S)
         elif status == 429 and exchange.ticket is not None:
             retry_after_s = self.admission.queue.retry_after_s(exchange.ticket, now_s)
         effects.append(

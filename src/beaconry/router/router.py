@@ -226,7 +226,7 @@ class Router:
         for victim in victims:
             outcome = Outcome.QUEUE_FULL if victim is ticket else Outcome.DISPLACED
             self._exchanges.drop(self._exchanges[victim.request.id], outcome, now_s, effects)
-        if ticket.waiting:
+        if ticket.waiting and ticket.why:  # else it is its turn at once, whatever the pace has been
             self._exchanges.refused_late(exchange, (), now_s, effects)
 
     def _move_queue(self, now_s: float, effects: list[Effect]) -> None:

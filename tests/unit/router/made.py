@@ -19,9 +19,9 @@ from beaconry.values.endpoint import Endpoint
 RETRY = Retry(attempts=3, budget_ratio=0.2, budget_floor=100)
 
 
-def endpoint(name: str, **fields: object) -> Endpoint:
-    """An engine of the model `m`."""
-    return Endpoint(name=name, host="127.0.0.1", port=8000 + ord(name[0]), model="m", **fields)
+def endpoint(name: str, model: str = "m", **fields: object) -> Endpoint:
+    """An engine of the model."""
+    return Endpoint(name=name, host="127.0.0.1", port=8000 + ord(name[0]), model=model, **fields)
 
 
 def make_router(

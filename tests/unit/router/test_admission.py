@@ -115,6 +115,30 @@ def test_who_would_be_too_late_behind_the_queue_is_told_so_at_once_if_it_may_be_
     assert bench.arrive("whenever", priority=-1) == []
 
 
+@pytest.mark.parametrize("fairness", ["tokens", "least-attained"])
+def test_whose_turn_it_is_at_once_is_not_too_late_because_nobody_came_for_a_while(fairness: str):
+    bench = Bench("a", bands=(BandConfig(name="d", priority=0, fairness=fairness),))
+    bench.tell(EndpointSeen(endpoint("b", "n")))
+    for name in "rst":
+        (start,) = bench.arrive(name, model="n", prompt_tokens=10)
+        bench.tell(LegStarted(start.leg), after_s=0.1)
+    bench.now_s += 120.0
+    bench.fill("full")
+    assert bench.arrive("waits") == []
+    (start,) = bench.arrive("next", model="n", priority=-1, slo_ttft_s=1.0, prompt_tokens=10)
+    assert (start.request_id, start.endpoint.name) == ("next", "b")
+
+
+def test_who_would_be_too_late_is_not_sent_away_for_longer_than_the_pace_can_tell():
+    bench = Bench("a")
+    leg = bench.fill("r")["r"].leg
+    bench.tell(LegStarted(leg), after_s=0.1)
+    bench.fill("s")
+    bench.now_s += 200.0  # an engine that hangs
+    answer, ended = bench.arrive("late", priority=-1, slo_ttft_s=0.5)
+    assert (answer.retry_after_s, ended.outcome) == (60.0, Outcome.OBJECTIVE_MISSED)
+
+
 class Foreseeing:
     """A policy that foresees the same first token everywhere, with its range."""
 
