@@ -52,6 +52,8 @@ class Placing:
         if not self.members.splits(request.model):
             return self._schedule(request, exchange.tried, finding, now_s, Stage.WHOLE)
         chosen = self._plan(request, exchange.tried, exchange.whole, finding, now_s)
+        if chosen.splits and not self.members.open_to(request.model, now_s, exchange.tried):
+            return None  # nobody would answer
         if chosen.splits:
             decision = self._schedule(as_prefill(request), exchange.tried, finding, now_s, Stage.PREFILL)
         else:

@@ -263,6 +263,13 @@ def test_without_a_decode_endpoint_left_the_answer_is_503():
     assert (answer.status, end.outcome) == (503, Outcome.NO_ENDPOINT)
 
 
+def test_nothing_is_prefilled_again_for_nobody_who_would_answer():
+    bench = Bench("p1 p2 d1")
+    second = bench.prefilled(bench.send())
+    answer, end = bench.tell(LegFailed(second.leg, Fault.RESET))
+    assert (answer.status, end.outcome, end.attempts) == (502, Outcome.ENGINE_FAILED, 2)
+
+
 def test_a_prefill_leg_has_the_first_byte_deadline_whether_its_request_streams_or_not():
     bench = Bench()
     bench.send(stream=False)
