@@ -86,9 +86,7 @@ class Capacity:
 
     def places_left(self, member: Member, now_s: float) -> float:
         """How many more it would run at once."""
-        seen = self._of(member)
-        strangers = max(round(seen.strangers), 0) if now_s - seen.at_s < _FRESH_S else 0
-        return seen.places.limit - len(member.prefilling) - len(member.decoding) - strangers
+        return self._of(member).places.limit - self._there(member, now_s)
 
     def tokens_left(self, member: Member, now_s: float) -> float:
         """KV tokens that it has left, beside what those running are going to take until one of them ends: an output's worth."""
@@ -118,8 +116,11 @@ class Capacity:
         """Those of `members` that would run one more request at once, and still leave room for the claim somewhere.
 
         `needed`: KV tokens that the request takes at each. Room for the claim: as many usual requests as it names, and on one endpoint a
-        large one. It never takes more than `_MOST` of all.
+        large one. It never takes more than `_MOST` of all, and nothing where nobody runs: engines of one place, or of memory for one
+        request, would stand idle else.
         """
+        if not any(self._there(member, now_s) for member in members):
+            return {member.endpoint.name for member in members}
         rooms = [self._room(member, claim, now_s) for member in members]
         memory = sum(room.memory for room in rooms)
         places = sum(room.limit for room in rooms)
@@ -225,6 +226,12 @@ class Capacity:
     def forget(self, name: str) -> None:
         """The endpoint is gone, or somebody else by now."""
         self._seen.pop(name, None)
+
+    def _there(self, member: Member, now_s: float) -> int:
+        """Requests at an endpoint, whosever they are."""
+        seen = self._of(member)
+        strangers = max(round(seen.strangers), 0) if now_s - seen.at_s < _FRESH_S else 0
+        return len(member.prefilling) + len(member.decoding) + strangers
 
     def _of(self, member: Member) -> _Seen:
         seen = self._seen.get(member.endpoint.name)

@@ -109,6 +109,20 @@ def test_a_claim_takes_an_eighth_of_all_room_at_most_so_lower_bands_cannot_starv
     assert capacity.leaving(claim, [member], [10.0], 13.0) == {"a"}
 
 
+def test_nothing_is_kept_free_where_nobody_runs():
+    capacity, (single, other) = Capacity(RateBook()), members([10], [10], began_s=10.0)
+    claim = Claim(1, 10.0, 8000.0)
+    for member in (single, other):
+        filled(capacity, member, 1)
+        for leg in list(member.decoding.values()):
+            member.end(leg)
+    assert capacity.leaving(claim, [single], [10.0], 40.0) == {"a"}
+    assert capacity.leaving(claim, [single], [15_000.0], 40.0) == {"a"}
+    assert capacity.leaving(claim, [single, other], [10.0, 10.0], 40.0) == {"a", "b"}
+    single.dispatch(Work(1, 10))
+    assert capacity.leaving(claim, [single, other], [10.0, 10.0], 40.0) == set()
+
+
 def test_the_last_place_for_a_large_request_is_kept():
     capacity = Capacity(RateBook())
     roomy, tight = members([10], [12_000])
