@@ -130,11 +130,10 @@ class Legs:
         if leg.stage is Stage.PREFILL:
             self._prefilled(leg, fact, now_s, effects)
             return
-        exchange = leg.exchange
-        batch_at_end = len(leg.member.decoding)
+        exchange, refused = leg.exchange, fact.status >= 400
+        self._learning.finished(leg, None if refused else fact.usage, len(leg.member.decoding), now_s)
         self._close(leg, now_s, finished=True)
         leg.member.succeeded()
-        refused = fact.status >= 400
         if fact.usage is not None and not refused:
             request = exchange.request
             self._exchanges.counters[request.model].count_usage(fact.usage, now_s - leg.first_byte_s)
@@ -142,7 +141,6 @@ class Legs:
                 self._exchanges.allowances.reported(request.id, fact.usage, now_s)
             if exchange.ticket is not None:
                 self._admission.settle(exchange.ticket, fact.usage, now_s)
-        self._learning.finished(leg, None if refused else fact.usage, batch_at_end, now_s)
         self._exchanges.end(exchange, Outcome.ENGINE_REFUSED if refused else Outcome.COMPLETED, now_s, effects)
 
     def failed(self, fact: LegFailed, now_s: float, effects: list[Effect]) -> None:
@@ -168,8 +166,8 @@ class Legs:
     def _prefilled(self, leg: Leg, fact: LegFinished, now_s: float, effects: list[Effect]) -> None:
         """A prompt is computed: the leg that answers follows, which takes its KV over. Or there is none to take over."""
         exchange, refused = leg.exchange, fact.status >= 400
-        self._close(leg, now_s, finished=True)
         self._learning.finished(leg, None if refused else fact.usage, 0, now_s)
+        self._close(leg, now_s, finished=True)
         if fact.handoff or refused:
             leg.member.succeeded()
             if refused:
@@ -284,8 +282,9 @@ class Legs:
         self._admission.reopen(member)
         if not finished:
             self._learning.cut_short(leg, now_s)
-        if member.gone:
-            self._members.tidy(member)
+        if member.gone and self._members.tidy(member):  # its last legs, and late news of it, have taught us once more
+            self._learning.forget(member.endpoint.name)
+            self._admission.forget(member)
 
     # -- looking in
 

@@ -80,10 +80,12 @@ class Members:
         self.tidy(member)
         self._regroup()
 
-    def tidy(self, member: Member) -> None:
-        """Forget one that is gone and has nothing in flight."""
-        if member.gone and not member.prefilling and not member.decoding:
-            self._by_name.pop(member.endpoint.name, None)
+    def tidy(self, member: Member) -> bool:
+        """Forget one that is gone if it has nothing in flight. True if so."""
+        if not member.gone or member.prefilling or member.decoding:
+            return False
+        self._by_name.pop(member.endpoint.name, None)
+        return True
 
     def open_to(self, model: str, now_s: float, tried: Sequence[str] = (), stage: Stage = Stage.WHOLE) -> list[Member]:
         """Those that may get a leg of this stage now. If all that answer are ejected, those, since refusing would be worse."""

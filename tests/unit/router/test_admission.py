@@ -19,19 +19,24 @@ from beaconry.router.facts import (
     Fact,
     Fault,
     HealthChecked,
+    KvSourceChanged,
     LegFailed,
     LegFinished,
     LegStarted,
+    LoadSampled,
     RequestArrived,
     TimerDue,
 )
 from beaconry.scheduling.scheduler import Scheduler
 from beaconry.values.candidate import Forecast, Source
 from beaconry.values.decision import Ranking
+from beaconry.values.endpoint import LoadSample
+from beaconry.values.kv_events import SourceState
 from beaconry.values.outcome import DROPPED_REASONS, Outcome
 from beaconry.values.request import Api, Request, Usage
 from beaconry.values.stage import Stage
 from tests.unit.router.made import endpoint, make_router
+from tests.unit.router.remains import keys_within
 
 
 class Bench:
@@ -364,6 +369,20 @@ def test_draining_serves_what_waits_until_its_deadline():
     while bench.now_s < 5.0:
         ended.update(outcomes(bench.timer()))
     assert ended == dict.fromkeys("rst", Outcome.SHUTTING_DOWN)
+
+
+def test_of_an_endpoint_that_is_gone_nothing_is_known_once_its_last_leg_has_ended():
+    """Clusters name each engine anew: what stays of each is a leak."""
+    bench = Bench("ab")
+    starts = {start.endpoint.name: start.leg for start in bench.fill("r", "s").values()}
+    bench.tell(LegStarted(starts["a"]), after_s=0.1)
+    bench.tell(EndpointGone("a"))
+    sample = LoadSample(at_s=0.1, running=3, waiting=1, kv_usage=0.5, kv_blocks=1000, block_tokens=16)
+    bench.tell(LoadSampled("a", sample))
+    bench.tell(KvSourceChanged("a", 0, SourceState.EXACT, ""))
+    assert "a" in keys_within(bench.router)
+    bench.tell(LegFinished(starts["a"], 200, Usage(prompt_tokens=2000, completion_tokens=50)), after_s=1.0)
+    assert keys_within(bench.router) & {"a", "b"} == {"b"}
 
 
 class Life(RuleBasedStateMachine):
