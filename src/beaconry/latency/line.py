@@ -2,6 +2,8 @@
 
 _GAIN = 0.03
 """Share of an error that one observation corrects, once there are enough: about the last fifty count."""
+_LEAST = 1e-9
+"""Seconds of either part: a way back from times that were nothing, for only factors are learnt."""
 CLIP = 3.0
 """An observation counts as at most so many times what was expected, and at least that part of it."""
 
@@ -32,7 +34,7 @@ class Line:
         error = weight * (min(max(y / expected, 1 / CLIP), CLIP) - 1)
         base_share = self.base / expected
         slope_share = 1 - base_share
-        self.base *= 1 + error * base_share * max(_GAIN, 1 / (2 + self.base_seen))
-        self.slope *= 1 + error * slope_share * max(_GAIN, 1 / (2 + self.slope_seen))
+        self.base = max(self.base * (1 + error * base_share * max(_GAIN, 1 / (2 + self.base_seen))), _LEAST)
+        self.slope = max(self.slope * (1 + error * slope_share * max(_GAIN, 1 / (2 + self.slope_seen))), _LEAST)
         self.base_seen += base_share
         self.slope_seen += slope_share

@@ -269,7 +269,8 @@ class Admission:
         request = leg.request
         if self._contested:
             self._capacity.dispatched(leg)
-            self.queue.lane(leg.member.endpoint.model).demand.sent(leg.dispatched_s)
+            if leg.stage is not Stage.PREFILL:  # the leg that answers takes the place, once per request
+                self.queue.lane(leg.member.endpoint.model).demand.sent(leg.dispatched_s)
         if not request.stream:
             if prediction is None:
                 prediction = self._rates.predict(request, leg.candidate)

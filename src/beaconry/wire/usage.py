@@ -31,12 +31,14 @@ class UsageBody(Struct, frozen=True):
     input_tokens_details: Details | None = None
 
     def value(self) -> Usage:
-        """As our own value."""
+        """As our own value. What cannot be (fewer than none, more cached than there is) is taken as the nearest that can."""
         details = self.prompt_tokens_details or self.input_tokens_details
+        prompt = max(self.prompt_tokens or self.input_tokens or 0, 0)
+        cached = None if details is None else details.cached_tokens
         return Usage(
-            prompt_tokens=self.prompt_tokens or self.input_tokens or 0,
-            completion_tokens=self.completion_tokens or self.output_tokens or 0,
-            cached_tokens=None if details is None else details.cached_tokens,
+            prompt_tokens=prompt,
+            completion_tokens=max(self.completion_tokens or self.output_tokens or 0, 0),
+            cached_tokens=None if cached is None else min(max(cached, 0), prompt),
         )
 
 
