@@ -32,14 +32,14 @@ class DeadlineQueue(Generic[K, V]):
 
     def take_due(self, now_s: float) -> list[V]:
         """Remove and return what is due."""
-        due: list[V] = []
-        for due_s, thing in self._waiting.values():
+        due: list[tuple[K, V]] = []
+        for key, (due_s, thing) in self._waiting.items():
             if due_s > now_s:
                 break
-            due.append(thing)
-        for key in list(self._waiting)[: len(due)]:
+            due.append((key, thing))
+        for key, _ in due:
             del self._waiting[key]
-        return due
+        return [thing for _, thing in due]
 
     def __len__(self) -> int:
         return len(self._waiting)

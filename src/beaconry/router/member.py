@@ -14,7 +14,6 @@ from beaconry.values.candidate import Candidate
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.errors import InternalError
 
-
 _DOUBLINGS = 32
 """Of the first ejection, at most: who fails for days is ejected more often than a float can be doubled."""
 

@@ -70,9 +70,10 @@ class Members:
         return member
 
     def adapt(self, member: Member, adapters: tuple[str, ...]) -> None:
-        """Note the LoRA adapters that it serves."""
-        member.adapters = adapters
-        self._regroup()
+        """Note the LoRA adapters that it serves. Told again each few seconds, mostly without news."""
+        if adapters != member.adapters:
+            member.adapters = adapters
+            self._regroup()
 
     def lose(self, member: Member) -> None:
         """Discovery no longer names it."""

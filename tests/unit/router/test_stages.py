@@ -393,6 +393,18 @@ def test_auto_runs_long_prompts_whole_while_the_prefill_pool_is_full():
     assert bench.send("later", prefix=()).stage is Stage.PREFILL
 
 
+@pytest.mark.parametrize("names", ["p1 d1", "d1"])
+def test_a_request_in_two_legs_takes_one_place_of_those_that_answer(names: str):
+    bench = Bench(names)
+    bench.send("low", priority=-1, prompt_tokens=100, prefix=())
+    for number in range(40):
+        start = bench.send(str(number), prefix=())
+        second = bench.prefilled(start, after_s=0.25) if start.stage is Stage.PREFILL else start
+        bench.tell(LegFinished(second.leg, 200, USAGE), 0.5 if second is start else 0.25)
+    demand = bench.router._admission.queue.lane("m").demand
+    assert demand._pace.per_s(bench.now_s) == pytest.approx(2.0, rel=0.2)
+
+
 class Life(RuleBasedStateMachine):
     """Any facts in any order: the invariants hold, each request ends exactly once, and stages follow each other as they may."""
 
