@@ -202,7 +202,13 @@ def broken(handoff, **changes):
 async def test_kv_that_is_not_there_fails_the_request_as_in_vllm_and_costs_nobody_else_anything():
     async with pair() as ((p, p_port), (d, d_port)):
         handoff = (await prefill(p_port, prompt_of()))["kv_transfer_params"]
-        for wrong in ({"remote_engine_id": "another"}, {"remote_request_id": "cmpl-x"}, {"remote_port": 9}):
+        changes = (
+            {"remote_engine_id": "another"},
+            {"remote_request_id": "cmpl-x"},
+            {"remote_port": 9},
+            {"remote_host": "no..host"},
+        )
+        for wrong in changes:
             reply = await decode(d_port, prompt_of(), handoff | wrong)
             assert reply.status == 500
             assert reply.json == {
@@ -211,8 +217,8 @@ async def test_kv_that_is_not_there_fails_the_request_as_in_vllm_and_costs_nobod
         assert d.generation.engine.idle
         assert d.generation.open_answers == 0
         seen = await metrics(d_port)
-        assert seen["vllm:nixl_num_failed_transfers_total",] == 3
-        assert seen["vllm:request_success_total", "error"] == 3
+        assert seen["vllm:nixl_num_failed_transfers_total",] == 4
+        assert seen["vllm:request_success_total", "error"] == 4
         assert (await decode(d_port, prompt_of(), handoff)).status == 200
         assert held(p) == 0
 
@@ -293,6 +299,7 @@ async def test_a_client_that_leaves_lets_go_of_the_kv_at_both_engines():
         handoff = (await prefill(p_port, prompt_of()))["kv_transfer_params"]
         _, writer = await start(d_port, "/v1/completions", {**prompt_of(), "kv_transfer_params": handoff})
         await until(lambda: d.generation.engine.statistics().kv_usage > 0)
+        assert (await metrics(d_port))["vllm:num_requests_waiting_by_reason", "deferred"] == 1
         writer.close()
         await until(lambda: held(p) == 0 and d.generation.engine.idle)
         assert d.generation.open_answers == 0

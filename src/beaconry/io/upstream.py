@@ -298,6 +298,9 @@ class UpstreamPool:
         except OSError as error:
             call.fail(Fault.CONNECT, error.strerror or errno.errorcode.get(error.errno or 0, str(error)))
             return
+        except ValueError as error:  # a host that no name can be, such as "a..b"
+            call.fail(Fault.CONNECT, str(error))
+            return
         self._all.add(connection)
         if call.leg is None:  # cancelled while connecting
             self.release(connection)

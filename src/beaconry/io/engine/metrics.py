@@ -47,7 +47,7 @@ class EngineMetrics(Collector):
         """Yield the families; called by the registry."""
         engine = self._steps.engine
         statistics = engine.statistics()
-        yield from _gauges(self._model, statistics)
+        yield from _gauges(self._model, statistics, len(engine.imports))
         yield from _counters(self._model, statistics, self._observations)
         yield _lag_resets(self._steps.lag_resets)
         yield from _histograms(self._model, self._observations.histograms)
@@ -59,14 +59,14 @@ class EngineMetrics(Collector):
             yield _adapters(engine.adapters(), self._adapters)
 
 
-def _gauges(model: str, statistics: EngineStatistics) -> Iterator[Metric]:
+def _gauges(model: str, statistics: EngineStatistics, importing: int) -> Iterator[Metric]:
     rows: tuple[tuple[str, str, dict[str, dict[str, float]], float | None], ...] = (
         ("num_requests_running", "Number of requests in model execution batches.", {}, statistics.running),
         ("num_requests_waiting", "Number of requests waiting to be processed.", {}, statistics.waiting),
         (
             "num_requests_waiting_by_reason",
             "Number of waiting requests by reason.",
-            {"reason": {"capacity": statistics.waiting, "deferred": 0}},
+            {"reason": {"capacity": statistics.waiting - importing, "deferred": importing}},
             None,
         ),
         (
