@@ -143,9 +143,9 @@ def make_machines(scenario: Scenario, seed: int = 0) -> Machines:
         options = every_options.get(pool.name)
         if options is None:  # a pool's engines differ in their ports only
             arguments = _arguments(scenario, pool, process.argv)
-            options = every_options[pool.name] = engine_verb.options_of(arguments)
             if any(one.role is Role.PREFILL for one in pools):
                 ways[pool.name] = _kv_way(scenario, pool, arguments)
+            options = every_options[pool.name] = engine_verb.options_of(arguments)
         settings = _with_blocks(options.settings, scenario.fleet.block_tokens)
         engine = Engine(
             settings,
