@@ -10,6 +10,7 @@ import uvloop
 
 from beaconry.apps.assemble import Gateway
 from beaconry.config.gateway import EndpointConfig, GatewayConfig, Health, Listen, Scrape
+from beaconry.values.endpoint import Role
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 0}}
 
@@ -76,6 +77,7 @@ class FakeEngine:
     port: int = 0
     open_connections: int = 0
     healthy: bool = True
+    role: Role = Role.BOTH
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open_connections += 1
@@ -110,7 +112,8 @@ async def gateway(*engines: FakeEngine, **sections: object) -> AsyncIterator[Gat
             stack.callback(server.close)  # whatever happens: uvloop waits for ever for a server that is left open
             engine.port = server.sockets[0].getsockname()[1]
         endpoints = tuple(
-            EndpointConfig(name=f"e{i}", host="127.0.0.1", port=e.port, model="m") for i, e in enumerate(engines)
+            EndpointConfig(name=f"e{i}", host="127.0.0.1", port=e.port, model="m", role=e.role)
+            for i, e in enumerate(engines)
         )
         given = {
             "health": Health(interval_s=0.1, timeout_s=2.0),

@@ -15,6 +15,7 @@ import uvloop
 from beaconry.apps.assemble import Gateway, make_router
 from beaconry.apps.bench import BenchOptions, run_bench
 from beaconry.config.gateway import EndpointConfig, GatewayConfig, Listen
+from beaconry.disagg.connectors import CONNECTORS
 from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.step_time import LinearStepTime
 from beaconry.engine_model.values import EngineSettings
@@ -78,7 +79,7 @@ def test_what_happened_in_virtual_time_has_the_same_effects_under_asyncio(policy
     )
     assert len(fleet.run(plan(80, 60.0), until_s=60.0)) == 160
     loop = Recording()
-    driver = Driver(make_router(config), loop, loop.refuse, 1.0, loop.ended)
+    driver = Driver(make_router(config), loop, loop.refuse, 1.0, loop.ended, CONNECTORS["nixl"])
     for now_s, fact, effects in tape.entries:
         loop.now_s, loop.done = now_s, []
         if isinstance(fact, RequestArrived):

@@ -5,17 +5,14 @@ import gc
 import logging
 import resource
 import secrets
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
 
-import msgspec
-
-from beaconry.config.disaggregation import Disaggregation
 from beaconry.config.gateway import GatewayConfig
 from beaconry.config.tenants import TenantsFile
+from beaconry.disagg.connectors import CONNECTORS
 from beaconry.io.access_log import AccessLog
 from beaconry.io.door import Door
 from beaconry.io.driver import Driver
@@ -44,7 +41,7 @@ from beaconry.router.router import Router
 from beaconry.router.statistics import RouterStatistics
 from beaconry.scheduling.scheduler import make_scheduler
 from beaconry.tenancy.reception import Reception
-from beaconry.values.endpoint import Endpoint, Role
+from beaconry.values.endpoint import Endpoint
 from beaconry.values.errors import OperatorError
 
 _LOG = logging.getLogger(__name__)
@@ -71,14 +68,6 @@ def make_router(config: GatewayConfig) -> Router:
     )
 
 
-def refuse_prefill(roles: Iterable[Role]) -> None:
-    """Raise OperatorError for roles that only simulations can serve as yet: nothing hands KV from engine to engine over HTTP."""
-    if Role.PREFILL in roles:
-        raise OperatorError(
-            "role prefill: only `beaconry simulate` and `beaconry plan` run requests in two legs as yet; set role both"
-        )
-
-
 class Gateway:
     """A running gateway. `start` and `stop` belong to one task."""
 
@@ -86,8 +75,7 @@ class Gateway:
         self.config = config
         self.port = 0
         """The bound port, once started."""
-        refuse_prefill(endpoint.role for endpoint in config.endpoints)
-        self._router = make_router(msgspec.structs.replace(config, disaggregation=Disaggregation(mode="never")))
+        self._router = make_router(config)
         self._reception = Reception()
         self.reconfigure(config)
         self._stack = AsyncExitStack()
@@ -119,7 +107,9 @@ class Gateway:
             self._recorder = Recorder(config.access.record, loop, policy)
             self._stack.callback(self._recorder.close)
         group = await self._stack.enter_async_context(asyncio.TaskGroup())
-        self._driver = Driver(self._router, loop, group.create_task, config.deadlines.connect_s, self._ended)
+        connector = CONNECTORS[config.disaggregation.connector]
+        connect_s = config.deadlines.connect_s
+        self._driver = Driver(self._router, loop, group.create_task, connect_s, self._ended, connector)
         self._stack.callback(self._driver.close)
         self._monitor = Monitor(self.tell, self._driver.pool_of, config.health, config.scrape, loop.time)
         self._feeds = KvFeeds(self._driver.tell)

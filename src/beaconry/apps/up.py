@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from beaconry.apps.assemble import refuse_prefill
 from beaconry.apps.listen_options import add_listen_options
 from beaconry.apps.local_fleet import Fleet
 from beaconry.config.gateway import Listen
@@ -32,7 +31,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop. 0: stopped; 1: could not start. Raises OperatorError for a bad spec or option."""
     service = service_of(args.spec, args.engines)
-    refuse_prefill(pool.role for pool in service.spec.pools)
     listen = Listen(host=args.host, port=args.port)
     fleet = Fleet(service, listen, plain=args.plain or not sys.stdout.isatty())
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -8,6 +8,9 @@ from msgspec import Meta
 from beaconry.config.section import ABOVE_0, Section
 from beaconry.values.endpoint import Role
 
+ConnectorName = Literal["nixl"]
+"""The kinds of hand-over that there are: `disagg/connectors.py`."""
+
 
 class Disaggregation(Section, frozen=True):
     """When a prompt is computed on an endpoint of role prefill and answered from one of role decode. Without the former it never is."""
@@ -24,6 +27,9 @@ class Disaggregation(Section, frozen=True):
     on_prefill_failure: Literal["aggregate", "error"] = "aggregate"
     """Once no other prefill endpoint may be tried: run the request in one leg, or answer 502. The latter keeps long prompts off the decode
     endpoints whatever happens."""
+    connector: ConnectorName = "nixl"
+    """How engines hand KV over: what the bodies of both legs say of it. `nixl`: vLLM's NixlConnector. In a service's spec,
+    `kvTransfer.connector` is what counts."""
     transfer_bytes_per_s: Annotated[float, ABOVE_0] = 25e9
     """From one engine's accelerators to another's, where learning begins: a 200 Gbit/s network card. Counts if
     `offloading.kvBytesPerToken` is given."""

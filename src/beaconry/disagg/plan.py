@@ -29,7 +29,7 @@ class Reason(StrEnum):
     NEVER = "never"
     """Whole, and so all below: the mode says so."""
     KIND = "kind-of-request"
-    """Nothing is generated, or by an API that cannot name KV to fetch."""
+    """Nothing is generated, or by an API that cannot name KV to fetch, or the body asks for what only one engine can give."""
     SEQUENCES = "several-sequences"
     """Several answers to one prompt: engines hand over one."""
     SHORT = "short-prompt"
@@ -93,7 +93,7 @@ def _whole(knobs: Disaggregation, request: Request, cached_tokens: int, prefill:
     """Why a request runs whole; None if it does not."""
     if knobs.mode == "never":
         return Reason.NEVER
-    if request.api not in _APIS:
+    if request.api not in _APIS or not request.divisible:
         return Reason.KIND
     if request.sequences > 1:
         return Reason.SEQUENCES

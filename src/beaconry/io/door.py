@@ -237,6 +237,7 @@ class Door:
             tokens_from="" if keyed is None else keyed.tokens.told,
             output_tokens=parsed.output_tokens,
             sequences=parsed.sequences,
+            divisible=parsed.divisible,
             stream=parsed.stream,
             session=received.session,
         )

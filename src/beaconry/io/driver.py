@@ -5,12 +5,14 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from beaconry.disagg.connectors import Connector
 from beaconry.io.relay import Relay
 from beaconry.io.upstream import UpstreamPool
 from beaconry.router.effects import Answer, BreakStream, CancelLeg, Ended, StartLeg, TellAllowance, WakeAt
 from beaconry.router.facts import EndpointGone, Fact, TimerDue
 from beaconry.router.router import Router
 from beaconry.values.endpoint import Endpoint
+from beaconry.values.stage import Stage
 
 
 class Driver:
@@ -23,12 +25,14 @@ class Driver:
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         connect_s: float,
         on_ended: Callable[[Relay, Ended], None],
+        connector: Connector,
     ) -> None:
         self.router = router
         self.now_s = loop.time
         self._loop = loop
         self.spawn = spawn
         self._connect_s = connect_s
+        self._connector = connector
         self._on_ended = on_ended
         self._relays: dict[str, Relay] = {}
         """By request id, from arrival until Ended."""
@@ -61,7 +65,11 @@ class Driver:
         for effect in self.router.handle(fact, self.now_s()):
             match effect:
                 case StartLeg():
-                    self._relays[effect.request_id].start(effect, self.pool_of(effect.endpoint))
+                    relay = self._relays[effect.request_id]
+                    if effect.stage is Stage.WHOLE:
+                        relay.start(effect, self.pool_of(effect.endpoint))
+                    else:
+                        relay.start_stage(effect, self.pool_of(effect.endpoint), self._connector)
                 case Ended():
                     self._on_ended(self._relays.pop(effect.request_id), effect)
                 case WakeAt():

@@ -6,15 +6,20 @@ The head of an answer is held until the first byte of its body, so that whatever
 from math import ceil
 from typing import Protocol
 
+from msgspec import Raw
+
+from beaconry.disagg.connectors import Connector
 from beaconry.io.http_exchange import Exchange
-from beaconry.io.upstream import Call, UpstreamPool
+from beaconry.io.prefill_leg import PrefillLeg
+from beaconry.io.upstream import Call, Leg, UpstreamPool
 from beaconry.router.effects import Answer, BreakStream, StartLeg
 from beaconry.router.facts import Fact, Fault, LegFailed, LegFinished, LegProgressed, LegStarted
 from beaconry.values.outcome import DROPPED_REASONS
 from beaconry.values.request import Request, Usage
+from beaconry.values.stage import Stage
 from beaconry.values.tenant import Allowance
 from beaconry.wire.errors import error_body
-from beaconry.wire.headers import for_client
+from beaconry.wire.headers import for_client, without_encoding
 from beaconry.wire.model_name import NameRestorer
 from beaconry.wire.openai import Parsed
 from beaconry.wire.rate_limits import RATE_LIMIT_PREFIX, rate_limit_headers
@@ -54,6 +59,7 @@ class Relay:
         "_collected_bytes",
         "_desk",
         "_failing",
+        "_handoff",
         "_head",
         "_leg",
         "_length",
@@ -99,6 +105,8 @@ class Relay:
         self.usage: Usage | None = None
         self.head_headers: list[tuple[bytes, bytes]] = []
         self._call: Call | None = None
+        self._handoff: Raw | None = None
+        """What the prefill leg's answer says of the KV, from its end until the decode leg starts."""
         self._leg = 0
         self._length: int | None = None
         self._failing = False
@@ -119,21 +127,39 @@ class Relay:
 
     def start(self, effect: StartLeg, pool: UpstreamPool) -> None:
         """Send the request to an endpoint."""
+        self._start(effect, pool, self.parsed.body)
+
+    def start_stage(self, effect: StartLeg, pool: UpstreamPool, connector: Connector) -> None:
+        """Send what computes the prompt alone; or, after that, what answers from its KV."""
+        parsed = self.parsed
+        handoff, self._handoff = self._handoff, None
+        if effect.stage is Stage.PREFILL:
+            self.placement = effect
+            leg = PrefillLeg(effect.leg, connector, self._prefilled)
+            self._send(leg, pool, without_encoding(self._head), connector.prefill_body(parsed.body, parsed.api))
+        else:
+            assert handoff is not None  # the router starts a decode leg at the end of the prefill leg
+            self._start(effect, pool, connector.decode_body(parsed.body, handoff))
+
+    def _start(self, effect: StartLeg, pool: UpstreamPool, body: bytes) -> None:
         self.placement = effect
         self._leg = effect.leg
         self._failing = False
         if self.parsed.asked_model != self.parsed.model:
             self._restorer = NameRestorer(self.parsed.model, self.parsed.asked_model)
+        self._send(self, pool, self._head, body)
+
+    def _send(self, leg: Leg, pool: UpstreamPool, head: bytes, body: bytes) -> None:
         exchange = self.exchange
         payload = b"%b %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n%b\r\n%b" % (
             exchange.method.encode(),
             exchange.target,
             pool.address,
-            len(self.parsed.body),
-            self._head,
-            self.parsed.body,
+            len(body),
+            head,
+            body,
         )
-        self._call = Call(self, payload)
+        self._call = Call(leg, payload)
         pool.send(self._call)
 
     def cancel(self) -> None:
@@ -196,6 +222,12 @@ class Relay:
         """The endpoint did not complete its answer."""
         self._call = None
         self._desk.tell(LegFailed(self._leg, fault, 0, detail))
+
+    def _prefilled(self, outcome: LegFinished | LegFailed, handoff: Raw | None) -> None:
+        """The prefill leg has ended: the router says what follows."""
+        self.cancel()  # of an answer that was too long, more would come
+        self._handoff = handoff
+        self._desk.tell(outcome)
 
     def _begin(self, data: bytes, *, ended: bool) -> None:
         self._started = True

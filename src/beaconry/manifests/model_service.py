@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, field
 
-from beaconry.config.disaggregation import Disaggregation, role_fault
+from beaconry.config.disaggregation import ConnectorName, Disaggregation, role_fault
 from beaconry.config.flow import Flow
 from beaconry.config.gateway import Access, Deadlines, Forecasting, Health, Limits, Offloading, Profile, Retry, Scrape
 from beaconry.config.section import Section
@@ -179,16 +179,27 @@ class Router(Section, frozen=True):
     """As in the gateway's own configuration."""
 
 
+class KvTransfer(Section, frozen=True):
+    """How prompts' KV goes from pools of role prefill to those that answer. Without the former nothing of it happens."""
+
+    connector: ConnectorName = "nixl"
+    """`nixl`: vLLM's NixlConnector, over whatever UCX finds on the machine (`env: {UCX_TLS: ...}` says it)."""
+    on_load_failure: Literal["fail", "recompute"] = "fail"
+    """What an engine does that cannot fetch. `fail`: the gateway runs the request whole where it disturbs least; `recompute`: the engine
+    computes the prompt itself, at once."""
+    NOT_YET: ClassVar[Mapping[str, str]] = {"network": _KUBERNETES}
+
+
 class Spec(Section, frozen=True):
     """The service itself."""
 
     model: Model
     engine: SimEngine | VllmEngine = field(default_factory=VllmEngine)
     pools: Annotated[tuple[Pool, ...], Meta(min_length=1)] = (Pool(),)
+    kv_transfer: KvTransfer = KvTransfer()
     router: Router = Router()
     NOT_YET: ClassVar[Mapping[str, str]] = {
         "slo": "set router.models.NAME.defaults (sloTtftS, sloItlS) instead",
-        "kvTransfer": "every request runs on one engine; remove it, or pass --kv-transfer-config in engine.args",
         "kvCacheOffloading": "set engine.kvOffloadingGib instead",
         "rollout": "stop and start `up` to change engines; remove it",
     }

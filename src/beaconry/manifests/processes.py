@@ -6,7 +6,7 @@ names (`pool-index`), ports and devices, so equal specs give equal plans.
 
 from collections.abc import Mapping, Sequence
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from beaconry.config.gateway import GatewayConfig, Listen
 from beaconry.manifests.kv_events import (
@@ -18,6 +18,7 @@ from beaconry.manifests.kv_events import (
     offloading_flags,
     tells,
 )
+from beaconry.manifests.kv_transfer import takes_side_channel, transfer_environment, transfer_flags
 from beaconry.manifests.model_service import ModelService, Pool, SimEngine, Spec, VllmEngine
 from beaconry.values.endpoint import Endpoint, EngineType, Role
 from beaconry.values.errors import OperatorError
@@ -56,30 +57,34 @@ def count_engines(service: ModelService) -> int:
 
 
 def count_ports(service: ModelService) -> int:
-    """How many ports `service` takes: one per engine, and two more for each that publishes KV events."""
-    telling = sum(pool.replicas for pool in service.spec.pools if tells(*_engine(service.spec, pool)))
-    return count_engines(service) + 2 * telling
+    """How many ports `service` takes: one per engine, two more for each that publishes KV events, one more for each that hands KV over."""
+    spec = service.spec
+    handing = sum(pool.replicas for pool in spec.pools if takes_side_channel(spec, _engine(spec, pool)[0]))
+    return count_engines(service) + 2 * _count_telling(spec) + handing
 
 
 def plan_processes(service: ModelService, ports: Sequence[int], python: str) -> tuple[EngineProcess, ...]:
     """Return one process per replica. `python` runs this package, for simulated engines.
 
-    `ports` are used in order: one for each engine to serve at, then two for the KV events of each that publishes them.
+    `ports` are used in order: one for each engine to serve at, then two for the KV events of each that publishes them, then one for
+    each that hands KV over.
     Raises OperatorError for flags that contradict the plan, and for ports that repeat or are too few.
     """
     if len(ports) < count_ports(service) or len(set(ports)) < len(ports):
         raise OperatorError(f"{count_ports(service)} different ports are needed; given: {list(ports)}")
     spec = service.spec
     serving, telling = iter(ports), iter(ports[count_engines(service) :])
+    handing = iter(ports[count_engines(service) + 2 * _count_telling(spec) :])
     processes: list[EngineProcess] = []
     used_devices: dict[str, int] = {}
     for pool in spec.pools:
         engine, args = _engine(spec, pool)
-        _refuse_planned_flags(args, pool, _PLANNED_FLAGS)
-        if tells(engine, args):
-            _refuse_planned_flags(args, pool, REFUSED_FLAGS)
+        _refuse_contradictions(spec, pool)
         for index in range(pool.replicas):
-            environment = _environment(engine, _devices(pool, engine, used_devices)) | engine.env | pool.env
+            environment = _environment(engine, _devices(pool, engine, used_devices))
+            if takes_side_channel(spec, engine):
+                environment |= transfer_environment(next(handing))
+            environment |= engine.env | pool.env
             events = EventPorts(live=next(telling), replay=next(telling)) if tells(engine, args) else None
             endpoint = Endpoint(
                 name=f"{pool.name}-{index}",
@@ -122,7 +127,7 @@ def plan_gateway(service: ModelService, listen: Listen) -> GatewayConfig:
         shortlist_above=router.shortlist_above,
         access=router.access,
         flow=router.flow,
-        disaggregation=router.disaggregation,
+        disaggregation=structs.replace(router.disaggregation, connector=service.spec.kv_transfer.connector),
         policy=router.policy,
         profile=router.profile,
         tenants=router.tenants,
@@ -136,6 +141,10 @@ def _engine(spec: Spec, pool: Pool) -> tuple[SimEngine | VllmEngine, tuple[str, 
     """A pool's engine, and the operator's arguments to it."""
     engine = pool.engine or spec.engine
     return engine, (*engine.args, *pool.args)
+
+
+def _count_telling(spec: Spec) -> int:
+    return sum(pool.replicas for pool in spec.pools if tells(*_engine(spec, pool)))
 
 
 def _argv(spec: Spec, pool: Pool, endpoint: Endpoint, events: EventPorts | None, python: str) -> tuple[str, ...]:
@@ -160,6 +169,8 @@ def _argv(spec: Spec, pool: Pool, endpoint: Endpoint, events: EventPorts | None,
         argv.append(
             "--enable-prompt-tokens-details"
         )  # the router learns from usage.prompt_tokens_details.cached_tokens
+    if takes_side_channel(spec, engine):
+        argv += transfer_flags(spec, pool.role)
     if engine.kv_offloading_gib is not None:
         argv += offloading_flags(engine, engine.kv_offloading_gib)
     if events is not None:
@@ -186,6 +197,19 @@ def _devices(pool: Pool, engine: SimEngine | VllmEngine, used: dict[str, int]) -
     first = used.get(variable, 0)
     used[variable] = first + pool.parallelism.tensor * pool.parallelism.pipeline
     return {variable: ",".join(str(device) for device in range(first, used[variable]))}
+
+
+def _refuse_contradictions(spec: Spec, pool: Pool) -> None:
+    """Raise OperatorError for what would undo the plan."""
+    engine, args = _engine(spec, pool)
+    _refuse_planned_flags(args, pool, _PLANNED_FLAGS)
+    if tells(engine, args):
+        _refuse_planned_flags(args, pool, REFUSED_FLAGS)
+    if takes_side_channel(spec, engine) and engine.kv_offloading_gib is not None:
+        raise OperatorError(
+            f'pool "{pool.name}": kvOffloadingGib beside a pool of role prefill: one connector would take the place of the other; '
+            "remove it, or pass a MultiConnector as --kv-transfer-config in each pool's args"
+        )
 
 
 def _refuse_planned_flags(args: Sequence[str], pool: Pool, planned: Mapping[str, str]) -> None:

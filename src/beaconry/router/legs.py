@@ -256,6 +256,9 @@ class Legs:
         exchange.tried.append(leg.member.endpoint.name)
         exchange.prefill = None
         prefilling = leg.stage is Stage.PREFILL
+        could_not_fetch = leg.stage is Stage.DECODE and exchange.whole is not None
+        if could_not_fetch and not self._placing.can_answer(exchange, now_s):
+            exchange.tried.pop()  # nobody else is left, and computing it was not tried there
         running = 0 if status == 503 else len(self._exchanges)
         if (
             len(exchange.tried) < self._attempts

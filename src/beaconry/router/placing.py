@@ -68,6 +68,10 @@ class Placing:
         """A prefill endpoint that was not tried may get it."""
         return bool(self.members.open_to(exchange.request.model, now_s, exchange.tried, Stage.PREFILL))
 
+    def can_answer(self, exchange: Exchange, now_s: float) -> bool:
+        """An endpoint that answers and was not tried may get it."""
+        return bool(self.members.open_to(exchange.request.model, now_s, exchange.tried))
+
     def failures(self) -> dict[str, PluginFailures]:
         """Plugins' failures by name."""
         return self._scheduler.failures()

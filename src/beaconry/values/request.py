@@ -43,6 +43,8 @@ class Request(Struct, frozen=True, kw_only=True):
     """The caller's cap per sequence (`max_tokens`), None if absent."""
     sequences: int = 1
     """`n`: how many completions share the prompt."""
+    divisible: bool = True
+    """Its prompt may be computed on one engine and answered by another, as far as its body asks for nothing against it."""
     stream: bool = False
     session: str | None = None
     """A session key the caller sent, only where the operator configured a header for it."""

@@ -43,6 +43,13 @@ def for_engine(headers: Headers, without: frozenset[bytes] = frozenset()) -> byt
     )
 
 
+def without_encoding(rendered: bytes) -> bytes:
+    """Headers as `for_engine` renders them, less what lets an engine compress its answer."""
+    if b"accept-encoding" not in rendered:
+        return rendered
+    return b"".join(line for line in rendered.splitlines(keepends=True) if not line.startswith(b"accept-encoding:"))
+
+
 def for_client(headers: Headers) -> Headers:
     """An engine's headers as they go to the client."""
     dropped = _RESPONSE_DROPPED | _named_by_connection(headers)

@@ -35,6 +35,7 @@ RESERVED_KEYS = frozenset(
 )
 """Where a leg's peer is named (vLLM, LMCache, TensorRT-LLM, SGLang): from a client they can hang or kill an engine. And what lets a
 request pass all others that wait in an engine which schedules by priority: who may go first is for objectives and tenants to say."""
+_NOT_ASKED = (b"null", b"false")
 RESERVED_XARGS = RESERVED_KEYS | {"kv_cache_report_mode"}
 """In `vllm_xargs` also what makes an engine report blocks as stored that it has reported before: others' cache views would be wrong."""
 
@@ -62,6 +63,10 @@ class Body(Struct, kw_only=True):
     bootstrap_port: Reserved = UNSET
     bootstrap_room: Reserved = UNSET
     priority: Reserved = UNSET
+    use_beam_search: Reserved = UNSET
+    prompt_logprobs: Reserved = UNSET
+    echo: Reserved = UNSET
+    truncate_prompt_tokens: Reserved = UNSET
 
     def prompt(self) -> tuple[bytes, int | None]:
         """Canonical text, and the exact token count if it is token ids."""
@@ -70,6 +75,13 @@ class Body(Struct, kw_only=True):
     def output_limit(self) -> int | None:
         """The caller's cap on output tokens."""
         return None
+
+    def divisible(self) -> bool:
+        """One engine may compute the prompt and another one answer: both are to see the same single prompt, and neither tells of it.
+
+        How much is cut off a prompt that is too long depends on `max_tokens`, which differs between the legs.
+        """
+        return not _ask(self.use_beam_search, self.prompt_logprobs, self.echo, self.truncate_prompt_tokens)
 
 
 class Message(Struct):
@@ -94,7 +106,7 @@ class Message(Struct):
 
 
 class TextPart(Struct):
-    """A part of a message's content, of which only text is looked into."""
+    """A part of a message's content, of which only text is looked into; or a tool, of which only the type."""
 
     type: str = ""
     text: str | None = None
@@ -137,6 +149,12 @@ class CompletionBody(Body, kw_only=True):
         """`max_tokens`; engines default to 16."""
         return 16 if self.max_tokens is None else self.max_tokens
 
+    def divisible(self) -> bool:
+        """Not several prompts: an engine's answer names the KV of the first one only."""
+        prompt = self.prompt_
+        several = isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
+        return not several and super().divisible()
+
 
 class EmbeddingBody(Body, kw_only=True):
     """`/v1/embeddings`."""
@@ -159,6 +177,9 @@ class ResponsesBody(Body, kw_only=True):
     instructions: str | None = None
     tools: Reserved = UNSET
     max_output_tokens: int | None = None
+    background: Reserved = UNSET
+    previous_response_id: Reserved = UNSET
+    truncation: str | None = None
 
     def prompt(self) -> tuple[bytes, int | None]:
         """Instructions, tools and input items, in the order a template has them."""
@@ -175,6 +196,15 @@ class ResponsesBody(Body, kw_only=True):
         """`max_output_tokens`."""
         return self.max_output_tokens
 
+    def divisible(self) -> bool:
+        """Not with tools that the engine runs itself, since the prompt of its next turn is longer than the KV; nor what it is to keep."""
+        return (
+            not _ask(self.background, self.previous_response_id)
+            and self.truncation in (None, "disabled")
+            and (self.tools is UNSET or _are_functions(self.tools))
+            and super().divisible()
+        )
+
 
 class Parsed(Struct, frozen=True, kw_only=True):
     """What a body says, for routing and for the way back."""
@@ -190,6 +220,7 @@ class Parsed(Struct, frozen=True, kw_only=True):
     prefix: tuple[int, ...]
     output_tokens: int | None
     sequences: int
+    divisible: bool
     stream: bool
     wants_usage: bool
     """The client asked for usage in its stream itself."""
@@ -206,6 +237,7 @@ _TYPES: dict[Api, type[Body]] = {
 }
 _DECODERS = {api: msgspec.json.Decoder(kind) for api, kind in _TYPES.items()}
 _TEXT_PART = msgspec.json.Decoder(TextPart)
+_TOOLS = msgspec.json.Decoder(list[TextPart] | None)
 _PATHS = {
     "/v1/chat/completions": Api.CHAT,
     "/v1/completions": Api.COMPLETIONS,
@@ -235,6 +267,7 @@ def parse(api: Api, body: bytes, target_of: Callable[[str], str] | None = None) 
         prefix=chain(text, f"{model}\0{fields.cache_salt or ''}".encode("utf-8", "surrogatepass")),
         output_tokens=_positive(fields.output_limit(), "max_tokens"),
         sequences=_positive(fields.n, "n") or 1,
+        divisible=fields.divisible(),
         stream=stream,
         wants_usage=wants_usage,
         body=_edited(fields, body, model, ask_usage=stream and not wants_usage and api in (Api.CHAT, Api.COMPLETIONS)),
@@ -285,6 +318,22 @@ def _edited(fields: Body, body: bytes, model: str, *, ask_usage: bool) -> bytes:
         options = msgspec.json.decode(document.get("stream_options", Raw(b"{}"))) or {}
         document["stream_options"] = Raw(msgspec.json.encode({**options, "include_usage": True}))
     return msgspec.json.encode(document)
+
+
+def _ask(*fields: Reserved) -> bool:
+    """One of the fields is there, and neither null nor false."""
+    for field in fields:  # noqa: SIM110 -- any() and a generator would take three times as long
+        if field is not UNSET and bytes(field) not in _NOT_ASKED:
+            return True
+    return False
+
+
+def _are_functions(tools: Raw) -> bool:
+    """All tools are the client's to call."""
+    try:
+        return all(tool.type == "function" for tool in _TOOLS.decode(tools) or ())
+    except msgspec.ValidationError:
+        return False
 
 
 def _positive(value: int | None, name: str) -> int | None:

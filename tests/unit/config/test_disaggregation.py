@@ -44,6 +44,7 @@ def test_always_without_prefill_endpoints_is_refused():
     [
         ("{mod: auto}", 'did you mean "mode"'),
         ("{mode: sometimes}", "auto, always, never"),
+        ("{connector: nixel}", '"nixl"'),
         ("{minUncachedRatio: 70}", "minUncachedRatio"),
         ("{onPrefillFailure: retry}", "aggregate, error"),
     ],

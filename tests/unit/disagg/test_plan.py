@@ -44,6 +44,7 @@ def test_always_splits_whatever_its_length_and_never_splits_nothing():
 def test_what_engines_cannot_hand_over_runs_whole(mode: str):
     assert planned(request(sequences=2), mode=mode).reason is Reason.SEQUENCES
     assert planned(request(api=Api.EMBEDDINGS), mode=mode).reason is Reason.KIND
+    assert planned(request(divisible=False), mode=mode).reason is Reason.KIND
     assert planned(request(), mode=mode, prefill=Prefill.NONE) == Plan(Stage.WHOLE, Reason.NO_PREFILL)
 
 

@@ -108,6 +108,77 @@ def test_host_memory_for_blocks_is_given_and_its_events_are_told_in_full():
     }
 
 
+APART = """
+  pools:
+  - {name: prefill, role: prefill, replicas: 2}
+  - {name: decode, role: decode, parallelism: {tensor: 2}}
+  - {name: both, env: {UCX_TLS: tcp, VLLM_NIXL_SIDE_CHANNEL_HOST: 127.0.0.2}}
+"""
+
+
+def transfer_config(process):
+    return json.loads(process.argv[process.argv.index("--kv-transfer-config") + 1])
+
+
+def test_vllm_engines_that_prefill_give_kv_and_all_others_take_it():
+    processes = plan("  engine: {type: vllm, kvEvents: false}" + APART)
+    assert {p.name: transfer_config(p)["kv_role"] for p in processes} == {
+        "prefill-0": "kv_producer",
+        "prefill-1": "kv_producer",
+        "decode-0": "kv_consumer",
+        "both-0": "kv_consumer",
+    }
+    assert transfer_config(processes[0]) == {
+        "kv_connector": "NixlConnector",
+        "kv_role": "kv_producer",
+        "kv_load_failure_policy": "fail",
+    }
+    decode = processes[2]
+    assert decode.argv == (
+        *("vllm", "serve", "openai/gpt-oss-120b", "--host", "127.0.0.1", "--port", "9002"),
+        *("--served-model-name", "gpt-oss", "--tensor-parallel-size", "2", "--enable-prompt-tokens-details"),
+        *("--kv-transfer-config", decode.argv[-1]),
+    )
+    assert decode.env == {
+        "PYTHONUNBUFFERED": "1",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",
+        "PYTHONHASHSEED": "0",
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": "9006",
+    }
+    assert [p.env["VLLM_NIXL_SIDE_CHANNEL_PORT"] for p in processes] == ["9004", "9005", "9006", "9007"]
+    assert (processes[3].env["VLLM_NIXL_SIDE_CHANNEL_HOST"], processes[3].env["UCX_TLS"]) == ("127.0.0.2", "tcp")
+
+
+def test_what_an_engine_does_that_cannot_fetch_is_the_specs_to_say():
+    processes = plan("  kvTransfer: {connector: nixl, onLoadFailure: recompute}" + APART)
+    assert {transfer_config(p)["kv_load_failure_policy"] for p in processes} == {"recompute"}
+
+
+def test_ports_for_events_and_hand_overs_do_not_meet():
+    processes = plan(APART)
+    taken = [p.port for p in processes] + [int(p.env["VLLM_NIXL_SIDE_CHANNEL_PORT"]) for p in processes]
+    taken += [
+        int(address.rpartition(":")[2])
+        for p in processes
+        for address in (p.endpoint.kv_events.endpoint, p.endpoint.kv_events.replay)
+    ]
+    assert sorted(taken) == list(range(9000, 9016))
+
+
+def test_without_a_prefill_pool_nothing_is_handed_over():
+    (process,) = plan("  kvTransfer: {connector: nixl}\n  pools: [{role: decode}]\n")
+    assert "--kv-transfer-config" not in process.argv
+    assert not any("NIXL" in name for name in process.env)
+
+
+def test_two_connectors_in_one_engine_are_refused():
+    with pytest.raises(
+        OperatorError, match=r'pool "prefill": kvOffloadingGib beside a pool of role prefill: .*; remove it'
+    ):
+        plan("  engine: {type: vllm, kvOffloadingGib: 1}" + APART)
+
+
 @pytest.mark.parametrize(
     ("engine", "blocks"),
     [

@@ -246,6 +246,22 @@ def test_when_the_kv_cannot_be_taken_over_the_request_runs_whole():
     assert third.endpoint.name != second.endpoint.name
 
 
+def test_what_the_only_decode_endpoint_cannot_take_over_it_computes_itself():
+    bench = Bench("p1 d1")
+    second = bench.prefilled(bench.send())
+    third = bench.start(LegFailed(second.leg, Fault.STATUS, 500))
+    assert (third.stage, third.endpoint.name, reason(third)) == (Stage.WHOLE, "d1", "handover-failed")
+    answer, end = bench.tell(LegFailed(third.leg, Fault.STATUS, 500))
+    assert (answer.status, end.attempts, end.outcome) == (502, 3, Outcome.ENGINE_FAILED)
+
+
+def test_nothing_is_prefilled_anew_for_nobody():
+    bench = Bench("p1 p2 d1")
+    second = bench.prefilled(bench.send())
+    answer, end = bench.tell(LegFailed(second.leg, Fault.RESET))
+    assert (answer.status, end.attempts) == (502, 2)
+
+
 def test_a_decode_endpoint_is_not_blamed_for_a_source_that_is_gone():
     bench = Bench()
     first = bench.send()

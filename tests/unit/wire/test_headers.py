@@ -2,7 +2,7 @@
 
 import pytest
 
-from beaconry.wire.headers import for_client, for_engine
+from beaconry.wire.headers import for_client, for_engine, without_encoding
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,9 @@ def test_an_engine_cannot_speak_in_our_name():
     assert for_client([(b"x-beaconry-endpoint", b"evil"), (b"content-type", b"a"), (b"content-length", b"1")]) == [
         (b"content-type", b"a")
     ]
+
+
+def test_an_answer_that_is_to_be_read_is_not_asked_for_compressed():
+    rendered = for_engine([(b"accept", b"*/*"), (b"accept-encoding", b"gzip"), (b"x-a", b"accept-encoding: br")])
+    assert without_encoding(rendered) == b"accept: */*\r\nx-a: accept-encoding: br\r\n"
+    assert without_encoding(b"x-a: 1\r\n") == b"x-a: 1\r\n"

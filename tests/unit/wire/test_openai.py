@@ -54,6 +54,41 @@ def test_reserved_fields_are_removed_from_vllm_xargs():
     assert sent["vllm_xargs"] == {"keep": 1}
 
 
+@pytest.mark.parametrize(
+    ("api", "fields", "divisible"),
+    [
+        (Api.CHAT, {}, True),
+        (Api.CHAT, {"tools": [{"type": "web_search"}], "echo": False, "prompt_logprobs": None}, True),
+        (Api.CHAT, {"echo": True}, False),
+        (Api.CHAT, {"prompt_logprobs": 0}, False),
+        (Api.CHAT, {"use_beam_search": True}, False),
+        (Api.CHAT, {"truncate_prompt_tokens": -1}, False),
+        (Api.COMPLETIONS, {"prompt": "one"}, True),
+        (Api.COMPLETIONS, {"prompt": ["one"]}, True),
+        (Api.COMPLETIONS, {"prompt": [1, 2]}, True),
+        (Api.COMPLETIONS, {"prompt": [[1, 2]]}, True),
+        (Api.COMPLETIONS, {"prompt": ["one", "two"]}, False),
+        (Api.COMPLETIONS, {"prompt": [[1], [2]]}, False),
+        (Api.COMPLETIONS, {"prompt": "one", "echo": True}, False),
+        (Api.RESPONSES, {}, True),
+        (
+            Api.RESPONSES,
+            {"tools": [{"type": "function", "name": "f"}], "truncation": "disabled", "background": False},
+            True,
+        ),
+        (Api.RESPONSES, {"tools": None, "previous_response_id": None}, True),
+        (Api.RESPONSES, {"tools": [{"type": "function"}, {"type": "mcp"}]}, False),
+        (Api.RESPONSES, {"tools": 7}, False),
+        (Api.RESPONSES, {"truncation": "auto"}, False),
+        (Api.RESPONSES, {"background": True}, False),
+        (Api.RESPONSES, {"previous_response_id": "resp_1"}, False),
+    ],
+)
+def test_a_body_tells_whether_two_engines_can_share_it(api: Api, fields: dict[str, object], divisible: bool):
+    body = json.dumps({"model": "m", "messages": [], "input": "x", **fields}).encode()
+    assert parse(api, body).divisible is divisible
+
+
 def test_usage_is_asked_for_in_a_stream_that_does_not_ask():
     parsed = parse(Api.CHAT, chat(stream=True))
     assert json.loads(parsed.body)["stream_options"] == {"include_usage": True}
