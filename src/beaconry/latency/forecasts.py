@@ -114,11 +114,14 @@ class Forecasts:
 
     def forecast(self, request: Request, candidate: Candidate, now_s: float) -> Forecast:
         """TTFT and ITL of `request` on `candidate`, by the best source that has been right of late."""
-        twin = self._twin(candidate.endpoint)
+        name = candidate.endpoint.name
+        twin = self._twins.get(name)
+        if twin is None or twin.endpoint is not candidate.endpoint:
+            twin = self._twin(candidate.endpoint)
         if self._asked != (request.id, now_s):
             self._asked = (request.id, now_s)
             self._raw = {}
-        raw = self._raw[candidate.endpoint.name] = self._ask(request, candidate, twin, now_s)
+        raw = self._raw[name] = self._ask(request, candidate, twin, now_s)
         believed = twin.book.record.source is Source.SHADOW
         closed = None if believed else self._rates.predict(request, candidate)
         return twin.book.forecast(raw, closed, twin.strictest_s())
