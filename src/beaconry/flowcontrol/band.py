@@ -1,11 +1,10 @@
 """Requests of one priority: flows, taken in turn by a fairness policy, each in its own order."""
 
-from math import log2
-
 from beaconry.config.flow import BandConfig
 from beaconry.flowcontrol.fairness import Flow
 from beaconry.flowcontrol.nested import make_fairness
 from beaconry.flowcontrol.room import Room
+from beaconry.flowcontrol.sizes import Share, Sizes, has_more
 from beaconry.flowcontrol.ticket import Ticket
 from beaconry.values.errors import InternalError
 
@@ -15,8 +14,7 @@ NEVER = float("inf")
 class Band:
     """One band of one lane.
 
-    Invariants (`check`): `flows` are those with something waiting; `room` sums up over them; each flow is filed
-    in `_by_size` under its size, and nothing is filed above `_largest`.
+    Invariants (`check`): `flows` are those with something waiting, and `_shares` their tenants'; `room` sums up over either.
     """
 
     def __init__(self, config: BandConfig, ttl_s: float) -> None:
@@ -25,17 +23,13 @@ class Band:
         self.flows: dict[str, Flow] = {}
         self.room = Room(config)
         self._fairness = make_fairness(config.fairness)
-        self._by_size: list[dict[str, Flow]] = [{}]
-        self._largest = 0
+        self._shares: dict[str, Share] = {}
+        self._sizes: Sizes[Share] = Sizes()
 
     @property
     def priority(self) -> int:
         """Higher goes first."""
         return self.config.priority
-
-    def flow_of(self, ticket: Ticket) -> Flow | None:
-        """The flow that the ticket belongs to, if something waits there."""
-        return self.flows.get(self._fairness.key(ticket.request))
 
     def push(self, ticket: Ticket) -> None:
         """Let one wait."""
@@ -45,7 +39,7 @@ class Band:
         if flow is None:
             flow = self.flows[key] = Flow(key)
             flow.account = ticket.request.account
-        flow.weight = max(ticket.request.weight, 1e-3)
+        flow.weight = _weight(ticket)
         ticket.flow = flow
         ticket.waiting = True
         flow.order.push(self._order(ticket), ticket)
@@ -86,15 +80,26 @@ class Band:
             self._fairness.settle(ticket.flow, ticket, tokens, now_s)
 
     def newest_of_largest(self) -> Ticket:
-        """The latest arrival of the flow that has most waiting for its weight: who has to go if one has to."""
-        flow = next(iter(self._by_size[self._largest].values()))
+        """Who has to go if one has to: of the tenant that has most waiting for its weight, of its largest flow, the latest arrival."""
+        flow = self._sizes.largest().flows.largest()
         while not flow.newest[-1].waiting:
             flow.newest.pop()
         return flow.newest[-1]
 
+    def gives_way(self, victim: Ticket, ticket: Ticket) -> bool:
+        """The victim's tenant has more waiting than the other one would have; or its flow, if they are of one tenant."""
+        theirs = victim.flow
+        assert theirs is not None
+        key, weight = self._fairness.key(ticket.request), _weight(ticket)
+        tenant = _tenant(key, ticket.request.account)
+        their_tenant = _tenant(theirs.key, theirs.account)
+        if tenant != their_tenant:
+            return has_more(self._shares[their_tenant], self._shares.get(tenant), weight)
+        return theirs.key != key and has_more(theirs, self.flows.get(key), weight)
+
     def turns_before(self, ticket: Ticket) -> int:
         """Requests of this band that go before one that would join the end of its flow, were all flows of equal weight and great length."""
-        flow = self.flow_of(ticket)
+        flow = self.flows.get(self._fairness.key(ticket.request))
         own = 0 if flow is None else flow.size
         others = len(self.flows) - (flow is not None)
         return min(self.room.requests, own + (own + 1) * others)
@@ -113,10 +118,15 @@ class Band:
         for key, flow in self.flows.items():
             if not flow.size or flow.size != len(waiting[key]) or flow.size != len(flow.order):
                 raise InternalError(f"band {self.priority}: flow {key} counts {flow.size}, has {len(waiting[key])}")
-            if self._by_size[flow.bucket].get(key) is not flow or flow.bucket != _bucket(flow):
-                raise InternalError(f"band {self.priority}: flow {key} of {flow.size} is not filed under its size")
-        if any(self._by_size[self._largest + 1 :]) or sum(map(len, self._by_size)) != len(self.flows):
-            raise InternalError(f"band {self.priority}: the largest flow is not known")
+        self._sizes.check()
+        for share in self._shares.values():
+            share.flows.check()
+        if (
+            len(self._sizes) != len(self._shares)
+            or sum(share.size for share in self._shares.values()) != len(tickets)
+            or sum(len(share.flows) for share in self._shares.values()) != len(self.flows)
+        ):
+            raise InternalError(f"band {self.priority}: what waits is not counted to its tenants")
 
     def _order(self, ticket: Ticket) -> float:
         request = ticket.request
@@ -130,18 +140,21 @@ class Band:
 
     def _count(self, flow: Flow, ticket: Ticket, sign: int) -> None:
         self.room.add(ticket.request, sign)
-        self._by_size[flow.bucket].pop(flow.key, None)
-        flow.size += sign
-        flow.bucket = bucket = _bucket(flow)
-        if flow.size:
-            while len(self._by_size) <= bucket:
-                self._by_size.append({})
-            self._by_size[bucket][flow.key] = flow
-            self._largest = max(self._largest, bucket)
-        while self._largest and not self._by_size[self._largest]:
-            self._largest -= 1
+        tenant = _tenant(flow.key, flow.account)
+        share = self._shares.get(tenant)
+        if share is None:
+            share = self._shares[tenant] = Share(tenant)
+        share.weight = flow.weight
+        share.flows.count(flow, sign)
+        self._sizes.count(share, sign)
+        if not share.size:
+            del self._shares[tenant]
 
 
-def _bucket(flow: Flow) -> int:
-    """Steps of a twelfth, so that few buckets are enough for any size and weight."""
-    return int(8 * log2(1 + flow.size / flow.weight))
+def _tenant(flow: str, account: str | None) -> str:
+    """Whose a flow is: a configured tenant's, else its own."""
+    return flow if account is None else account
+
+
+def _weight(ticket: Ticket) -> float:
+    return max(ticket.request.weight, 1e-3)

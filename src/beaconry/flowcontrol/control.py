@@ -88,7 +88,7 @@ class FlowControl:
         return victims
 
     def _make_room(self, ticket: Ticket) -> list[Ticket] | None:
-        """Let go of the newest in lower bands, lowest first, or of one in a longer flow of its own band. None: there is no room for it."""
+        """Let go of the newest in lower bands, lowest first, or of one in its own with more waiting. None: there is no room for it."""
         request, band, room = ticket.request, ticket.band, self._room
         if band.room.lacks(request):
             return self._swap(ticket)
@@ -109,10 +109,7 @@ class FlowControl:
         if not band.room.requests:
             return None
         victim = band.newest_of_largest()
-        flow = band.flow_of(ticket)
-        weight = max(ticket.request.weight, 1e-3)
-        assert victim.flow is not None
-        if victim.flow is flow or victim.flow.size / victim.flow.weight <= (1 + (flow.size if flow else 0)) / weight:
+        if not band.gives_way(victim, ticket):
             return None
         leaving = (1, victim.request.prompt_tokens, victim.request.prompt_bytes)
         if band.room.lacks(ticket.request, leaving) or self._room.lacks(ticket.request, leaving):

@@ -99,6 +99,24 @@ def test_within_a_band_the_longest_flow_gives_way_to_a_shorter_one():
     assert out == [third]
 
 
+def test_a_tenant_has_no_more_waiting_for_naming_many_flows():
+    queue = Queue(queued_requests=4)
+    flood = [queue.offer(tenant=f"flood/{n}", account="flood")[0] for n in range(4)]
+    small, out = queue.offer(tenant="small", account="small")
+    assert out == [flood[0]], "all its flows are as large"
+    assert small.waiting
+    again, out = queue.offer(tenant="flood/new", account="flood")
+    assert out == [again]
+
+
+def test_of_one_tenants_flows_the_longest_gives_way():
+    queue = Queue(queued_requests=3)
+    long = [queue.offer(tenant="a/long", account="a")[0] for _ in range(3)]
+    assert queue.offer(tenant="a/short", account="a")[1] == [long[2]]
+    again, out = queue.offer(tenant="a/short", account="a")
+    assert out == [again]
+
+
 def test_a_weight_lets_a_tenant_have_more_waiting():
     queue = Queue(queued_requests=4)
     for _ in range(3):
@@ -177,11 +195,13 @@ class Life(RuleBasedStateMachine):
         tenant=st.sampled_from(TENANTS), priority=st.sampled_from([3, 2, 0, -1]), tokens=st.sampled_from([1, 100, 400]),
         ttl_s=st.none() | st.sampled_from([0.5, 3.0]), slo=st.none() | st.sampled_from([0.1, 2.0]),
         weight=st.sampled_from([0.5, 1.0, 4.0]), program=st.none() | st.sampled_from("xy"), passing=st.booleans(),
+        account=st.none() | st.sampled_from(["one", "two"]),
     )  # fmt: skip
-    def offer(self, *, tenant, priority, tokens, ttl_s, slo, weight, program, passing) -> None:
+    def offer(self, *, tenant, priority, tokens, ttl_s, slo, weight, program, passing, account) -> None:
         one = request(
-            arrived_s=self.now_s, tenant=tenant, priority=priority, prompt_tokens=tokens, ttl_s=ttl_s, slo_ttft_s=slo,
-            weight=weight, program=program,
+            arrived_s=self.now_s, tenant=tenant if account is None else f"{account}/{tenant}", account=account,
+            priority=priority, prompt_tokens=tokens, ttl_s=ttl_s, slo_ttft_s=slo, weight=weight,
+            program=program if account is None or program is None else f"{account}/{program}",
         )  # fmt: skip
         ticket = self.control.ticket("m", one, 10.0, self.now_s)
         passing = passing and not any(t.band is ticket.band for t in self.waiting)
