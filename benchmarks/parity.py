@@ -3,12 +3,14 @@
 The same requests, twice: through `beaconry up`, with HTTP, processes and clocks, and through the same router and engine model in virtual
 time. Two loads: `one by one`, where each request ends before the next one comes, so that timing cannot matter and every decision must be
 the same; and `together`, random arrivals at a load where decisions depend on what runs, and only the latencies' percentiles can agree.
+Both through engines that do both, and through engines for prefill and decode, which hand KV over.
 
-    python -m benchmarks.parity                  # a minute; on a machine with a core to spare
+    python -m benchmarks.parity                  # two minutes; on a machine with a core to spare
 """
 
 import argparse
-from collections.abc import Sequence
+import asyncio
+import urllib.request
 from itertools import islice
 from random import Random
 
@@ -24,7 +26,9 @@ from beaconry.io.load.client import LoadClient, LoadOptions
 from beaconry.io.load.target import parse_target
 from beaconry.manifests.model_service import ModelService
 from beaconry.manifests.processes import count_ports, plan_gateway, plan_processes
+from beaconry.sim.conditions import Conditions
 from beaconry.sim.fleet import Fleet
+from beaconry.values.stage import Stage
 from beaconry.workload.arrivals import fixed, poisson
 from beaconry.workload.distribution import quantile
 from beaconry.workload.plan import Plan
@@ -40,10 +44,12 @@ kind: ModelService
 metadata: {{name: parity}}
 spec:
   model: {{uri: "hf://some/model", name: m}}
-  engine: {{type: sim, blocks: 3000, kvEvents: false, args: ["--step-time={step_time}", --max-num-seqs=16]}}
-  pools: [{{name: engine, replicas: {engines}}}]
-  router: {{policy: {policy}, access: {{debugHeaders: true}}}}
+  engine: {{type: sim, blocks: 3000, kvEvents: false, args: ["--step-time={step_time}", --max-num-seqs=16, --kv-gb-per-s=4]}}
+  pools: {pools}
+  router: {{policy: {policy}, access: {{debugHeaders: true}}, disaggregation: {{minUncachedTokens: 200}}}}
 """
+TOGETHER = "[{{name: engine, replicas: {engines}}}]"
+APART = "[{{name: p, role: prefill, replicas: {half}}}, {{name: d, role: decode, replicas: {half}}}]"
 STEP_TIME = "fixed_s=0.02,per_seq_s=0.0005,per_context_token_s=1e-7,prefill_tps=16000"
 """Slow enough that a millisecond of HTTP hardly shows."""
 SHAPE = Shape(
@@ -53,6 +59,7 @@ SHAPE = Shape(
     prefix_tokens=Bounds(low=500, high=2000),
     zipf=0.6,
 )
+_DECISIONS = "beaconry_disaggregation_decisions_total{"
 SKIPPED_ARGV = 4
 """`python -m beaconry engine` before the engine's own flags."""
 
@@ -64,6 +71,7 @@ class Load(Struct, frozen=True, kw_only=True):
     requests: int
     rate: float
     at_random: bool
+    pools: str = TOGETHER
 
     def plan(self) -> Plan:
         """Always the same requests."""
@@ -72,38 +80,63 @@ class Load(Struct, frozen=True, kw_only=True):
         return Plan(islice(conversations(SHAPE, times, rng), self.requests), size=self.requests)
 
 
-async def in_real_time(spec: str, load: Load) -> list[Sample]:
+class Run(Struct, frozen=True, kw_only=True):
+    """One load, one way."""
+
+    samples: list[Sample]
+    in_two_legs: float
+    """How many requests ran in two legs."""
+
+
+async def in_real_time(spec: str, load: Load) -> Run:
     """The load through processes and HTTP."""
     async with up(spec) as address:
         target = parse_target(address, "m", (("x-beaconry-debug", "1"),))
         client = LoadClient(load.plan(), PromptText(), target, LoadOptions(chat=False))
-        return await client.run()
+        samples = await client.run()
+        page = await asyncio.to_thread(_page, f"{address.removesuffix('/v1')}/metrics")
+    divided = [
+        line for line in page.splitlines() if line.startswith(_DECISIONS) and 'decision="prefill-decode"' in line
+    ]
+    return Run(samples=samples, in_two_legs=sum(float(line.split()[-1]) for line in divided))
 
 
-def in_virtual_time(spec: str, load: Load) -> list[Sample]:
+def _page(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10.0) as answer:
+        return str(answer.read().decode())
+
+
+def in_virtual_time(spec: str, load: Load) -> Run:
     """The load through the same router and engine model on an event heap."""
     service = load_yaml(spec, ModelService, "spec")
     processes = plan_processes(service, range(1, 1 + count_ports(service)), "python")
     parser = argparse.ArgumentParser()
     engine_verb.configure(parser)
-    engines = {}
+    engines, ways = {}, {}
     for process in processes:
         options = engine_verb.options_of(parser.parse_args(process.argv[SKIPPED_ARGV:]))
         engines[process.name] = Engine(options.settings, options.step_time)
-    config = plan_gateway(service, Listen())
-    fleet = Fleet(make_router(config), engines, {process.name: process.endpoint for process in processes})
-    return fleet.run(load.plan(), until_s=3600.0)
+        if options.kv_transfer is not None:
+            ways[process.name] = options.kv_transfer.way
+    router = make_router(plan_gateway(service, Listen()))
+    endpoints = {process.name: process.endpoint for process in processes}
+    fleet = Fleet(router, engines, endpoints, conditions=Conditions(kv_ways=ways))
+    samples = fleet.run(load.plan(), until_s=3600.0)
+    plans = router.statistics(fleet.now_s).models["m"].plans
+    return Run(samples=samples, in_two_legs=sum(count for (stage, _), count in plans.items() if stage is Stage.PREFILL))
 
 
-def compare(real: Sequence[Sample], virtual: Sequence[Sample]) -> dict[str, float]:
+def compare(real: Run, virtual: Run) -> dict[str, float]:
     """Shares of requests with the same endpoint and cached tokens; percentiles of both, in ms, and relative differences."""
-    pairs = list(zip(sorted(real, key=_index), sorted(virtual, key=_index), strict=True))
+    pairs = list(zip(sorted(real.samples, key=_index), sorted(virtual.samples, key=_index), strict=True))
     figures = {
         "requests": float(len(pairs)),
         "failed": float(sum(one.error is not None or two.error is not None for one, two in pairs)),
         "same_endpoint": sum(one.endpoint == two.endpoint for one, two in pairs) / len(pairs),
         "hit_tokens_real": float(sum(one.cached_tokens or 0 for one, _ in pairs)),
         "hit_tokens_virtual": float(sum(two.cached_tokens or 0 for _, two in pairs)),
+        "in_two_legs_real": real.in_two_legs,
+        "in_two_legs_virtual": virtual.in_two_legs,
     }
     for name in ("ttft_s", "tpot_s"):
         sides = [sorted(getattr(pair[side], name) or 0.0 for pair in pairs) for side in (0, 1)]
@@ -139,24 +172,28 @@ def show(name: str, figures: dict[str, float]) -> None:
     )
     print(
         f"same endpoint: {figures['same_endpoint']:.1%}; cached tokens: {figures['hit_tokens_real']:.0f} real, "
-        f"{figures['hit_tokens_virtual']:.0f} virtual; failed: {figures['failed']:.0f}"
+        f"{figures['hit_tokens_virtual']:.0f} virtual; in two legs: {figures['in_two_legs_real']:.0f} real, "
+        f"{figures['in_two_legs_virtual']:.0f} virtual; failed: {figures['failed']:.0f}"
     )
 
 
 def main() -> None:
-    """Run both loads both ways."""
+    """Run all loads both ways."""
     parser = report.options("The same requests in real and in virtual time.")
     parser.add_argument("--policy", default="expected-cost")
     parser.add_argument("--engines", type=int, default=4)
     args = parser.parse_args()
     short = args.smoke
     loads = (
-        Load(name="one by one", requests=8 if short else 40, rate=2.0, at_random=False),
+        Load(name="one by one", requests=3 if short else 40, rate=2.0, at_random=False),
         Load(name="together", requests=30 if short else 240, rate=12.0, at_random=True),
+        Load(name="two legs, one by one", requests=3 if short else 40, rate=2.0, at_random=False, pools=APART),
+        Load(name="two legs, together", requests=30 if short else 240, rate=12.0, at_random=True, pools=APART),
     )
-    spec = SPEC.format(step_time=STEP_TIME, engines=args.engines, policy=args.policy)
     found = {}
     for load in loads:
+        pools = load.pools.format(engines=args.engines, half=args.engines // 2)
+        spec = SPEC.format(step_time=STEP_TIME, pools=pools, policy=args.policy)
         found[load.name] = compare(uvloop.run(in_real_time(spec, load)), in_virtual_time(spec, load))
         show(load.name, found[load.name])
     report.save(args.json, found)

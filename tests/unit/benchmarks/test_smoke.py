@@ -82,10 +82,12 @@ def test_real_engine_predicts_a_run_from_another(tmp_path: Path):
 def test_parity_sends_the_same_requests_both_ways(tmp_path: Path):
     printed, figures = smoke("parity", tmp_path)
     assert "same endpoint" in printed
-    assert list(figures) == ["one by one", "together"]
-    for load, requests in (("one by one", 8), ("together", 30)):
-        assert figures[load]["requests"] == requests
+    requests = {"one by one": 3, "together": 30, "two legs, one by one": 3, "two legs, together": 30}
+    assert list(figures) == list(requests)
+    for load, count in requests.items():
+        assert figures[load]["requests"] == count
         assert figures[load]["failed"] == 0
+        assert (figures[load]["in_two_legs_real"] > 0) == (figures[load]["in_two_legs_virtual"] > 0) == ("legs" in load)
         assert 0 < figures[load]["same_endpoint"] <= 1
         assert figures[load]["ttft_p50_real_ms"] > 0
         assert figures[load]["tpot_p50_virtual_ms"] > 0
