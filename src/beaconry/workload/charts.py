@@ -161,11 +161,11 @@ def _grid(x: _Scale, y: _Scale, chart: Chart) -> list[str]:
     for tick in y.ticks():
         at = y.place(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at + 4}" text-anchor="end">{tick:,.6g}</text>')
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at + 4}" text-anchor="end">{tick:,.7g}</text>')
     for tick in x.ticks():
         at = x.place(tick)
         parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{TOP}" y2="{bottom}"/>')
-        parts.append(f'<text class="tick" x="{at}" y="{bottom + 15}" text-anchor="middle">{tick:,.6g}</text>')
+        parts.append(f'<text class="tick" x="{at}" y="{bottom + 15}" text-anchor="middle">{tick:,.7g}</text>')
     parts.append(
         f'<text class="unit" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">{escape(chart.x_unit)}</text>'
     )
