@@ -100,12 +100,13 @@ def test_a_long_prompt_is_computed_by_one_engine_and_answered_by_another_as_by_o
     fleet.end()
 
 
-def test_a_prefill_engine_killed_between_the_legs_costs_the_request_nothing_but_time(fleet):
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prefill_engine_killed_between_the_legs_costs_the_request_nothing_but_time(fleet, stream):
     decoding = [name for name in fleet.ports if name.startswith("decode")]
     for name in decoding:
         post(fleet.engine(name).removesuffix("/v1"), "/fault", {"kind": "slow", "delay_s": 1.0})
     answers = []
-    client = threading.Thread(target=lambda: answers.append(ask(fleet.address)))
+    client = threading.Thread(target=lambda: answers.append(ask(fleet.address, stream=stream)))
     client.start()
 
     def keeping():

@@ -9,6 +9,7 @@ from typing import Protocol
 from msgspec import Raw
 
 from beaconry.disagg.connectors import Connector
+from beaconry.io.decode_leg import DecodeLeg
 from beaconry.io.http_exchange import Exchange
 from beaconry.io.prefill_leg import PrefillLeg
 from beaconry.io.upstream import Call, Leg, UpstreamPool
@@ -19,7 +20,7 @@ from beaconry.values.request import Request, Usage
 from beaconry.values.stage import Stage
 from beaconry.values.tenant import Allowance
 from beaconry.wire.errors import error_body
-from beaconry.wire.headers import for_client, without_encoding
+from beaconry.wire.headers import for_client, is_stream, without_encoding
 from beaconry.wire.model_name import NameRestorer
 from beaconry.wire.openai import Parsed
 from beaconry.wire.rate_limits import RATE_LIMIT_PREFIX, rate_limit_headers
@@ -139,15 +140,15 @@ class Relay:
             self._send(leg, pool, without_encoding(self._head), connector.prefill_body(parsed.body, parsed.api))
         else:
             assert handoff is not None  # the router starts a decode leg at the end of the prefill leg
-            self._start(effect, pool, connector.decode_body(parsed.body, handoff))
+            self._start(effect, pool, connector.decode_body(parsed.body, handoff), DecodeLeg(self, self._not_fetched))
 
-    def _start(self, effect: StartLeg, pool: UpstreamPool, body: bytes) -> None:
+    def _start(self, effect: StartLeg, pool: UpstreamPool, body: bytes, leg: Leg | None = None) -> None:
         self.placement = effect
         self._leg = effect.leg
         self._failing = False
         if self.parsed.asked_model != self.parsed.model:
             self._restorer = NameRestorer(self.parsed.model, self.parsed.asked_model)
-        self._send(self, pool, self._head, body)
+        self._send(leg or self, pool, self._head, body)
 
     def _send(self, leg: Leg, pool: UpstreamPool, head: bytes, body: bytes) -> None:
         exchange = self.exchange
@@ -229,11 +230,17 @@ class Relay:
         self._handoff = handoff
         self._desk.tell(outcome)
 
+    def _not_fetched(self) -> None:
+        """A decode leg's stream says that the KV could not be fetched: as good as the status that it came too late for."""
+        self.cancel()
+        self.status = 500
+        self._desk.tell(LegFailed(self._leg, Fault.STATUS, 500))
+
     def _begin(self, data: bytes, *, ended: bool) -> None:
         self._started = True
         self._reported_s = now_s = self._desk.now_s()
         self.first_s = now_s - self._arrived_s
-        streamed = _is_stream(self.head_headers)
+        streamed = is_stream(self.head_headers)
         if ended and not streamed:
             self._answer_at_once(data)
             return
@@ -299,13 +306,6 @@ class Relay:
             self._collected = None
         self.exchange.finish(data)
         self._desk.tell(LegFinished(self._leg, self.status, self.usage))
-
-
-def _is_stream(headers: list[tuple[bytes, bytes]]) -> bool:
-    for name, value in headers:
-        if name == b"content-type":
-            return value.startswith(b"text/event-stream")
-    return False
 
 
 def debug_headers(placement: StartLeg, first_byte_s: float) -> list[tuple[bytes, bytes]]:

@@ -29,6 +29,14 @@ def transfer_flags(spec: Spec, role: Role) -> tuple[str, ...]:
     return ("--kv-transfer-config", msgspec.json.encode(config).decode())
 
 
+def simulated_transfer_flags(spec: Spec, role: Role) -> tuple[str, ...]:
+    """The flags that make a simulated engine of this role give KV, or take it; none without a prefill pool."""
+    if not any(pool.role is Role.PREFILL for pool in spec.pools):
+        return ()
+    part = "producer" if role is Role.PREFILL else "consumer"
+    return ("--kv-role", part, "--kv-load-failure-policy", spec.kv_transfer.on_load_failure)
+
+
 def transfer_environment(port: int) -> dict[str, str]:
     """Where a vLLM engine answers those that want to read its memory. What UCX is to use is up to the machine: it chooses by itself."""
     return {"VLLM_NIXL_SIDE_CHANNEL_HOST": HOST, "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port)}

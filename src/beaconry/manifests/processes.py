@@ -18,9 +18,14 @@ from beaconry.manifests.kv_events import (
     offloading_flags,
     tells,
 )
-from beaconry.manifests.kv_transfer import takes_side_channel, transfer_environment, transfer_flags
+from beaconry.manifests.kv_transfer import (
+    simulated_transfer_flags,
+    takes_side_channel,
+    transfer_environment,
+    transfer_flags,
+)
 from beaconry.manifests.model_service import ModelService, Pool, SimEngine, Spec, VllmEngine
-from beaconry.values.endpoint import Endpoint, EngineType, Role
+from beaconry.values.endpoint import Endpoint, EngineType
 from beaconry.values.errors import OperatorError
 
 ENGINE_HOST = HOST
@@ -33,8 +38,6 @@ _PLANNED_FLAGS = {
     "--api-key": "the gateway could not reach the engine; remove it, the engine listens on loopback only",
 }
 _DEVICE_VARIABLES = {"nvidia": "CUDA_VISIBLE_DEVICES", "amd": "HIP_VISIBLE_DEVICES"}
-_SIM_KV_ROLES = {Role.PREFILL: "producer", Role.DECODE: "consumer", Role.BOTH: "both"}
-"""What engines do with each other's KV where there is a prefill pool."""
 
 
 class EngineProcess(Struct, frozen=True, kw_only=True):
@@ -157,8 +160,7 @@ def _argv(spec: Spec, pool: Pool, endpoint: Endpoint, events: EventPorts | None,
         argv += ["--speed", f"{engine.speed:g}"]
         if engine.blocks is not None:
             argv += ["--blocks", str(engine.blocks)]
-        if any(one.role is Role.PREFILL for one in spec.pools):
-            argv += ["--kv-role", _SIM_KV_ROLES[pool.role]]
+        argv += simulated_transfer_flags(spec, pool.role)
     else:
         model = (spec.model.path,) if engine.command[-1] == "serve" else ("--model", spec.model.path)
         argv = [*engine.command, *model, *address, "--served-model-name", endpoint.model]

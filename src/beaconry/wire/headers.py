@@ -56,6 +56,14 @@ def for_client(headers: Headers) -> Headers:
     return [header for header in headers if header[0] not in dropped and not header[0].startswith(b"x-beaconry-")]
 
 
+def is_stream(headers: Headers) -> bool:
+    """Whether an answer is a stream of events."""
+    for name, value in headers:
+        if name == b"content-type":
+            return value.startswith(b"text/event-stream")
+    return False
+
+
 def _named_by_connection(headers: Headers) -> frozenset[bytes]:
     """Headers that `Connection` declares to be hop-by-hop."""
     for name, value in headers:

@@ -321,5 +321,7 @@ def test_simulated_engines_hand_kv_over_if_there_is_a_prefill_pool():
   - {name: d, role: decode, replicas: 2}
   - {name: b}
 """
-    assert kv_roles(plan(pools)) == ["producer", "consumer", "consumer", "both"]
+    assert kv_roles(plan(pools)) == ["producer", "consumer", "consumer", "consumer"]
+    (*_, last) = plan(pools + "  kvTransfer: {onLoadFailure: recompute}\n")
+    assert last.argv[last.argv.index("--kv-load-failure-policy") + 1] == "recompute"
     assert kv_roles(plan(pools.replace("role: prefill", "role: decode"))) == [None, None, None, None]

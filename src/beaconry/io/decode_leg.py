@@ -1,0 +1,69 @@
+"""A decode leg on its way: its answer is passed on, unless it turns out to be none because the prompt's KV could not be fetched.
+
+vLLM says that with status 500, but not to a stream: by then it has answered 200, and sends an error event, to chats behind a first chunk
+that says nothing yet. So the opening of a stream is held until it says something. That costs no time: the first token's chunk comes in
+the same step as the one before it.
+
+Source: vLLM 0.32, `entrypoints/openai/chat_completion/serving.py`. Streams of the Responses API tell of themselves before they begin, so
+there the client gets the error.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+from beaconry.io.upstream import Leg
+from beaconry.router.facts import Fault
+from beaconry.wire.headers import is_stream
+
+OPENING_BYTES: Final = 65_536
+"""Held at most; a first chunk is a few hundred bytes, with the prompt's token ids more."""
+_SAYS_NOTHING: Final = b'"delta":{"role":"assistant","content":""}'
+_FAILED: Final = re.compile(rb'data: ?\{ ?"error"')
+
+
+class DecodeLeg:
+    """The `Leg` of a decode's call, before the one that it is for."""
+
+    __slots__ = ("_failed", "_leg", "_opening")
+
+    def __init__(self, leg: Leg, failed: Callable[[], None]) -> None:
+        """`failed` is called instead of all data if nothing could be fetched; it cancels the call."""
+        self._leg = leg
+        self._failed = failed
+        self._opening: bytes | None = None
+        """What has come of a stream that has said nothing yet; None if nothing is held."""
+
+    def on_answer(self, status: int, headers: list[tuple[bytes, bytes]], length: int | None) -> None:
+        """The head is there."""
+        if status == 200 and is_stream(headers):
+            self._opening = b""
+        self._leg.on_answer(status, headers, length)
+
+    def on_data(self, data: bytes, *, ended: bool) -> None:
+        """Pass a piece on, once it is known to be an answer."""
+        if self._opening is None:
+            self._leg.on_data(data, ended=ended)
+            return
+        opening = self._opening + data
+        event, complete = _telling(opening)
+        if not (complete or ended) and len(opening) < OPENING_BYTES:
+            self._opening = opening
+            return
+        self._opening = None
+        if _FAILED.match(event):
+            self._failed()
+        else:
+            self._leg.on_data(opening, ended=ended)
+
+    def on_failure(self, fault: Fault, detail: str) -> None:
+        """The endpoint did not complete its answer."""
+        self._leg.on_failure(fault, detail)
+
+
+def _telling(opening: bytes) -> tuple[bytes, bool]:
+    """The first event that says something, or what has come of it; and whether it is complete."""
+    event, ended, rest = opening.partition(b"\n\n")
+    if _SAYS_NOTHING in event:
+        event, ended, _ = rest.partition(b"\n\n")
+    return event, bool(ended)
