@@ -68,6 +68,8 @@ class Conditions(Struct, frozen=True, kw_only=True):
     health: Health = Health()
     kv_ways: dict[str, KvWay] = {}
     """By endpoint, how KV goes between its engine and others; absent is at once."""
+    recompute: bool = False
+    """Engines that find no KV to fetch compute the prompt, instead of failing the leg."""
     start_s: float = 0.0
     """From an engine's start to its first answer."""
     clients: Clients = Clients()

@@ -335,7 +335,10 @@ class Fleet:
             self._transfers.leave(leg)
 
     def _nothing_kept(self, leg: Leg) -> None:
-        """The KV that a leg's engine was to fetch is not there any more: it answers with an error."""
+        """The KV that a leg's engine was to fetch is not there any more: it computes it, or answers with an error."""
+        if self._conditions.recompute:
+            leg.host.compute_instead(leg.sequence_id)
+            return
         del self._running[leg.sequence_id]
         leg.host.abort(leg.sequence_id)
         self._heap.at(self._heap.now_s + self._conditions.engine_s, self._fail, leg, Fault.STATUS, 500)

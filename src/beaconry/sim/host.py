@@ -116,6 +116,12 @@ class Host:
         if self.engine.imports.arrive(sequence_id):
             self._wake()
 
+    def compute_instead(self, sequence_id: str) -> None:
+        """The KV that a sequence waits for will not come: it is computed here."""
+        self.engine.catch_up(self._heap.now_s)
+        if self.engine.imports.lose(sequence_id):
+            self._wake()
+
     def release(self, sequence_id: str) -> None:
         """Another engine has read what was kept for it, or does not want it."""
         self.engine.catch_up(self._heap.now_s)

@@ -29,6 +29,7 @@ def conditions_of(scenario: Scenario, endpoints: Mapping[str, Endpoint]) -> Cond
         scrape_delay_s=network.scrape_delay_s,
         scrape_loss=network.scrape_loss,
         health=router.health,
+        recompute=scenario.service.kv_transfer.on_load_failure == "recompute",
         start_s=scenario.fleet.start_s,
         clients=Clients(timeout_s=clients.timeout_s, retries=clients.retries, backoff_s=clients.backoff_s),
         faults=tuple(_faults(scenario, list(endpoints.values()))),

@@ -2,7 +2,7 @@
 
 As with vLLM's NIXL connector: the decode engine fetches once it has room, the prefill engine frees its blocks when they are read. While a
 decode leg is at its engine, this renews the lease, so it ends only where nobody asks any more: a request lost between its legs, or a
-decode engine that died. Who finds nothing to fetch fails with 500 (`kv_load_failure_policy: fail`).
+decode engine that died. Who finds nothing to fetch fails with 500 (`kv_load_failure_policy: fail`), or computes the prompt (`recompute`).
 """
 
 from collections import defaultdict

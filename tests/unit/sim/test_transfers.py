@@ -169,6 +169,17 @@ def test_a_prefill_engine_that_dies_before_its_kv_is_read_fails_the_decode_leg()
     virtual.check()
 
 
+@pytest.mark.parametrize("steps_at_once", [1, 1 << 30])
+def test_a_decode_engine_that_recomputes_needs_no_other_leg(steps_at_once):
+    dies = (crash("p0", 1.05, for_s=60.0),)
+    virtual, engines = fleet(prefill=2, faults=dies, recompute=True, steps_at_once=steps_at_once)
+    samples = virtual.run(Plan([single(), single(at_s=80.0, text=2)]), until_s=100.0)
+    assert [sample.error for sample in samples] == [None, None]
+    assert facts_of(virtual, LegFailed) == []
+    assert (engines["d0"].statistics().computed_tokens, engines["d0"].statistics().imported_tokens) == (100 + 1, 100)
+    virtual.check()
+
+
 def test_of_a_dead_decode_engine_s_legs_the_kv_is_kept_for_the_rest_of_the_lease():
     held = {}
     for at_s in (20.0, 22.0):
@@ -202,8 +213,9 @@ def mishap(rng):
     return Fault(kind=kind, at_s=rng.uniform(0.0, 4.0), for_s=rng.uniform(0.1, 2.0), endpoints=(endpoint,), factor=3.0)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("seed", range(10))
-def test_whatever_goes_wrong_every_request_ends_once_and_no_block_stays_behind(seed):
+def test_whatever_goes_wrong_every_request_ends_once_and_no_block_stays_behind(seed, recompute):
     rng = Random(seed)
     virtual, _ = fleet(
         prefill=2,
@@ -213,6 +225,7 @@ def test_whatever_goes_wrong_every_request_ends_once_and_no_block_stays_behind(s
         engine_s=rng.choice((0.0, 0.01)),
         clients=Clients(timeout_s=rng.choice((None, 0.3, 2.0)), retries=rng.randrange(3), backoff_s=0.1),
         faults=tuple(mishap(rng) for _ in range(5)),
+        recompute=recompute,
         kv_ways=rng.choice(({}, dict.fromkeys(("p0", "p1", "d0", "d1", "d2"), replace(WAY, bytes_per_s=3e10)))),
     )
     samples = virtual.run(Plan(plan(15.0, seed)), until_s=120.0)
@@ -223,6 +236,7 @@ def test_whatever_goes_wrong_every_request_ends_once_and_no_block_stays_behind(s
     assert all(host.engine.idle for host in virtual._hosts.values())
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize(
     ("rate", "blocks", "faults"),
@@ -242,7 +256,7 @@ def test_whatever_goes_wrong_every_request_ends_once_and_no_block_stays_behind(s
     ],
     ids=["plain", "short of memory", "faults"],
 )
-def test_steps_taken_at_once_give_what_single_steps_give(rate, blocks, faults, seed):
+def test_steps_taken_at_once_give_what_single_steps_give(rate, blocks, faults, seed, recompute):
     recorders, results = [], []
     for steps in (1 << 30, 1):
         virtual, _ = fleet(
@@ -250,6 +264,7 @@ def test_steps_taken_at_once_give_what_single_steps_give(rate, blocks, faults, s
             decode=3,
             blocks=blocks,
             faults=faults,
+            recompute=recompute,
             steps_at_once=steps,
             kv_ways=dict.fromkeys(("p0", "p1", "d0", "d1", "d2"), replace(WAY, bytes_per_s=3.1e10)),
         )
