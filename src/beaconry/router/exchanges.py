@@ -27,12 +27,12 @@ class Exchanges:
         self._running: dict[str, Exchange] = {}
         """By request."""
 
-    def begin(self, request: Request, now_s: float, effects: list[Effect]) -> Exchange:
+    def begin(self, request: Request, now_s: float) -> Exchange:
         """A request is let in."""
         exchange = Exchange(request)
         self._running[request.id] = exchange
         self.counters[request.model].running += 1
-        self.timers.arrived(exchange, now_s, effects)
+        self.timers.arrived(exchange, now_s)
         return exchange
 
     def get(self, request_id: str) -> Exchange | None:

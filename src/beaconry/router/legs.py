@@ -93,7 +93,7 @@ class Legs:
         predictions = decision.ranking.predictions
         self._admission.dispatched(leg, predictions[winner] if predictions else None)
         if request.stream:
-            self._timers.sent(leg, now_s, effects)
+            self._timers.sent(leg, now_s)
         if self._eviction.enabled:
             self._eviction.watch(leg)
         if decision.plan and leg.stage is not Stage.DECODE:
@@ -106,18 +106,18 @@ class Legs:
 
     # -- facts
 
-    def started(self, fact: LegStarted, now_s: float, effects: list[Effect]) -> None:
+    def started(self, fact: LegStarted, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
         """A leg's first byte has come."""
         leg = self._legs.get(fact.leg)
         if leg is not None and leg.first_byte_s is None:
             self._first_byte_came(leg, now_s)
-            self._timers.progressed(leg, now_s, effects)
+            self._timers.progressed(leg, now_s)
 
-    def progressed(self, fact: LegProgressed, now_s: float, effects: list[Effect]) -> None:
+    def progressed(self, fact: LegProgressed, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
         """A leg goes on."""
         leg = self._legs.get(fact.leg)
         if leg is not None and leg.first_byte_s is not None:
-            self._timers.progressed(leg, now_s, effects)
+            self._timers.progressed(leg, now_s)
 
     def finished(self, fact: LegFinished, now_s: float, effects: list[Effect]) -> None:
         """A leg's answer is complete."""

@@ -119,7 +119,7 @@ class Router:
     def handle(self, fact: Fact, now_s: float) -> list[Effect]:
         """Take one fact at its time, return what is to be done, in order. Time never runs backwards."""
         effects: list[Effect] = []
-        admission = self._admission
+        admission, timers = self._admission, self._timers
         if admission.silent_due_s <= now_s:
             admission.settle_silent(now_s)
         self._on[type(fact)](fact, now_s, effects)
@@ -127,6 +127,8 @@ class Router:
             self._move_queue(now_s, effects)
         if self._eviction.enabled:
             self._relieve(now_s, effects)
+        if timers.wake_s < timers.asked_s:
+            timers.ask(effects)
         return effects
 
     def tokens_per_byte(self, model: str) -> float:
@@ -156,7 +158,7 @@ class Router:
             return
         if request.account is not None and not self._within_limits(request, now_s, effects):
             return
-        exchange = self._exchanges.begin(request, now_s, effects)
+        exchange = self._exchanges.begin(request, now_s)
         self._legs.request(now_s)
         if self._drain_s is not None:
             message = "this gateway is shutting down"
@@ -240,7 +242,7 @@ class Router:
             while (turn := admission.first(lines, now_s)) is not None:
                 admission.dispatch(turn, now_s)
                 self._place(self._exchanges[turn.request.id], now_s, effects)
-        self._timers.wake_by(admission.due_s(), effects)
+        self._timers.wake_by(admission.due_s())
 
     def _lines(self, now_s: float) -> Iterable[list[Line]]:
         """What waits, together that for which the same engines may be open."""
@@ -258,7 +260,7 @@ class Router:
             self._move_queue(now_s, effects)
         due_s = self._eviction.due_s()
         if due_s < NEVER:
-            self._timers.wake_by(due_s, effects)
+            self._timers.wake_by(due_s)
 
     # -- time
 
@@ -274,11 +276,11 @@ class Router:
             for exchange in self._exchanges.running():
                 message = "this gateway is shutting down"
                 self._legs.cut(exchange, Outcome.SHUTTING_DOWN, message, now_s, effects)
-        self._timers.wake_again(NEVER if self._drain_s is None else self._drain_s, effects)
+        self._timers.wake_again(NEVER if self._drain_s is None else self._drain_s)
 
-    def _drain(self, fact: Drain, now_s: float, effects: list[Effect]) -> None:
+    def _drain(self, fact: Drain, now_s: float, effects: list[Effect]) -> None:  # noqa: ARG002
         self._drain_s = max(fact.deadline_s, now_s)
-        self._timers.wake_by(self._drain_s, effects)
+        self._timers.wake_by(self._drain_s)
 
     # -- looking in
 

@@ -20,31 +20,33 @@ class Timers:
         """Legs with first byte."""
         self._total: DeadlineQueue[str, Exchange] = DeadlineQueue(deadlines.total_s)
         """All exchanges."""
-        self._wake_s = NEVER
-        """The time last asked for."""
+        self.wake_s = NEVER
+        """The earliest time at which something is due, or was when it was noted."""
+        self.asked_s = NEVER
+        """What the driver was last asked for: after each fact the same."""
 
-    def arrived(self, exchange: Exchange, now_s: float, effects: list[Effect]) -> None:
+    def arrived(self, exchange: Exchange, now_s: float) -> None:
         """A request is to end in time."""
         self._total.touch(exchange.request.id, exchange, now_s)
-        self.wake_by(now_s + self._total.timeout_s, effects)
+        self.wake_by(now_s + self._total.timeout_s)
 
     def ended(self, exchange: Exchange) -> None:
         """It has."""
         self._total.discard(exchange.request.id)
 
-    def sent(self, leg: Leg, now_s: float, effects: list[Effect]) -> None:
+    def sent(self, leg: Leg, now_s: float) -> None:
         """A leg is to have its first byte in time."""
         self._first_byte.touch(leg.id, leg, now_s)
-        self.wake_by(now_s + self._first_byte.timeout_s, effects)
+        self.wake_by(now_s + self._first_byte.timeout_s)
 
     def began(self, leg: Leg) -> None:
         """It has; what it owes next shows with its progress."""
         self._first_byte.discard(leg.id)
 
-    def progressed(self, leg: Leg, now_s: float, effects: list[Effect]) -> None:
+    def progressed(self, leg: Leg, now_s: float) -> None:
         """A leg is to go on in time."""
         self._progress.touch(leg.id, leg, now_s)
-        self.wake_by(now_s + self._progress.timeout_s, effects)
+        self.wake_by(now_s + self._progress.timeout_s)
 
     def over(self, leg: Leg) -> None:
         """A leg owes nothing any more."""
@@ -59,22 +61,25 @@ class Timers:
         """Take those that should have ended by now."""
         return self._total.take_due(now_s)
 
-    def wake_by(self, due_s: float, effects: list[Effect]) -> None:
-        """Ask to be woken at `due_s`, unless that is asked for already or earlier."""
-        if due_s < self._wake_s:
-            self._wake_s = due_s
-            effects.append(WakeAt(due_s))
+    def wake_by(self, due_s: float) -> None:
+        """Something is due at `due_s`."""
+        self.wake_s = min(self.wake_s, due_s)
+
+    def ask(self, effects: list[Effect]) -> None:
+        """Ask for what a fact has left due, once: of several times noted for it only the earliest matters."""
+        self.asked_s = self.wake_s
+        effects.append(WakeAt(self.asked_s))
 
     def woken(self, now_s: float) -> bool:
         """A time asked for has come. False if it is one of those before the last: answering each by asking anew would multiply them."""
-        if now_s < self._wake_s - EARLY_S:
+        if now_s < self.asked_s - EARLY_S:
             return False
-        self._wake_s = NEVER
+        self.wake_s = self.asked_s = NEVER
         return True
 
-    def wake_again(self, due_s: float, effects: list[Effect]) -> None:
-        """Ask for the earliest of all deadlines and `due_s`."""
-        self.wake_by(min(due_s, self._first_byte.due_s(), self._progress.due_s(), self._total.due_s()), effects)
+    def wake_again(self, due_s: float) -> None:
+        """Note the earliest of all deadlines and `due_s`."""
+        self.wake_by(min(due_s, self._first_byte.due_s(), self._progress.due_s(), self._total.due_s()))
 
     def check(self, exchanges: int, legs: int) -> None:
         """Raise InternalError if a deadline outlives what it is for."""
