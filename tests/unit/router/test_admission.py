@@ -473,7 +473,11 @@ class Life(RuleBasedStateMachine):
         assert waiting <= 4
         admission, now_s = router._admission, self.bench.now_s
         top = {ticket.request.priority for ticket in admission.queue._by_expiry.tickets()}
-        for member in router._members.open_to("m", now_s) if top else ():
+        for lines in router._lines(now_s):
+            assert admission.first(lines, now_s) is None
+        for member in (
+            router._members.open_to("m", now_s) if top and not admission._contested else ()
+        ):  # bands leave room
             assert not admission.is_open(member, now_s, 1.0 if max(top) >= 0 else 0.5), "work is conserved"
         if waiting:
             assert self.bench.wake_s < float("inf")
