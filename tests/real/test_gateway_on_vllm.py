@@ -86,7 +86,10 @@ def expected_and_reported(gateway, rng):
 def test_a_model_with_a_sliding_window_is_expected_exactly(tmp_path):
     """One of its two layers looks back two blocks: a hit ends where both groups have their part."""
     text = spec(
-        tmp_path / "tiny", replicas=1, flags=("--no-disable-hybrid-kv-cache-manager", "--max-model-len=1024"), **SLIDING
+        tmp_path / "tiny",
+        pools="[{}]",
+        flags=("--no-disable-hybrid-kv-cache-manager", "--max-model-len=1024"),
+        **SLIDING,
     )
     with serving(tmp_path, text) as gateway:
         found, hits = expected_and_reported(gateway, random.Random(5))

@@ -1,9 +1,12 @@
 """A model small enough for any machine, as the files that an engine loads: a Llama of two layers, one token per byte.
 
-There are no weights: vLLM's `--load-format dummy` makes random ones. What it says is noise; how it caches is what is tested.
+What it says is noise; how it caches is what is tested. For that vLLM's own `--load-format dummy` is enough, with which nearly all answers
+are alike; with `write_weights` each prompt has an answer of its own.
 """
 
+import array
 import json
+import random
 
 END = "<|end|>"
 CHAT_TEMPLATE = (
@@ -101,3 +104,33 @@ def make(directory, **changes):
     ):
         (directory / name).write_text(json.dumps(content), encoding="utf-8")
     return directory
+
+
+def write_weights(directory, seed=1):
+    """Random weights beside the files of `make`, as safetensors, such that an answer depends on all of its prompt."""
+    rng = random.Random(seed)
+    shapes = {"model.embed_tokens.weight": (257, 64, 1.0), "lm_head.weight": (257, 64, 1.0), "model.norm.weight": (64,)}
+    for layer in range(2):
+        block = f"model.layers.{layer}."
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{block}{name}.weight"] = (64,)
+        for name, rows, columns, deviation in (
+            ("self_attn.q_proj", 64, 64, 0.3),  # large, so that attention looks at few tokens and not at their mean
+            ("self_attn.k_proj", 32, 64, 0.3),
+            ("self_attn.v_proj", 32, 64, 0.3),
+            ("self_attn.o_proj", 64, 64, 0.3),
+            ("mlp.gate_proj", 128, 64, 0.1),
+            ("mlp.up_proj", 128, 64, 0.1),
+            ("mlp.down_proj", 64, 128, 0.1),
+        ):
+            shapes[f"{block}{name}.weight"] = (rows, columns, deviation)
+    header, values = {}, array.array("f")
+    for name, (*shape, last) in shapes.items():
+        begin = len(values) * 4
+        if shape:
+            values.extend(rng.gauss(0.0, last) for _ in range(shape[0] * shape[1]))
+        else:
+            shape, values = [last], values + array.array("f", [1.0] * last)  # noqa: PLW2901
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, len(values) * 4]}
+    head = json.dumps(header).encode()
+    (directory / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + values.tobytes())

@@ -32,9 +32,9 @@ spec:
     args: [--load-format=dummy, --enforce-eager, --dtype=bfloat16, --block-size={block}, --num-gpu-blocks-override={blocks},
            --kv-cache-memory-bytes=64M, --max-model-len=2048, --max-num-batched-tokens=2048, --max-num-seqs=8{flags}]
     env: {{HF_HUB_OFFLINE: "1", VLLM_NO_USAGE_STATS: "1", VLLM_HOST_IP: 127.0.0.1, VLLM_ENABLE_V1_MULTIPROCESSING: "0",
-           VLLM_CPU_OMP_THREADS_BIND: nobind, OMP_NUM_THREADS: "1"}}
-  pools: [{{replicas: {replicas}}}]
-  router: {{access: {{debugHeaders: true}}}}
+           VLLM_CPU_OMP_THREADS_BIND: nobind, OMP_NUM_THREADS: "1"{variables}}}
+  pools: {pools}
+  router: {{access: {{debugHeaders: true}}{router}}}
 """
 
 
@@ -48,14 +48,19 @@ def vllm_python():
     return python
 
 
-def spec(directory, *, replicas=2, flags=(), **changes):
-    """The spec of tiny engines; makes the model in `directory`, with these changes. Skips the test where there is no vLLM."""
+def spec(directory, *, pools="[{replicas: 2}]", flags=(), variables="", router="", **changes):
+    """The spec of tiny engines; makes the model in `directory`, with these changes. Skips the test where there is no vLLM.
+
+    pools: as YAML; variables, router: further entries of engines' environment and of `spec.router`, each with a comma before it.
+    """
     return SPEC.format(
         python=vllm_python(),
         model=make(directory, **changes),
         block=BLOCK,
         blocks=BLOCKS,
-        replicas=replicas,
+        pools=pools,
+        variables=variables,
+        router=router,
         flags="".join(f", {flag}" for flag in flags),
     )
 

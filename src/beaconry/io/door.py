@@ -18,6 +18,7 @@ from beaconry.config.gateway import Access
 from beaconry.io.exposition import CONTENT_TYPE
 from beaconry.io.http_exchange import Exchange
 from beaconry.io.prompts import Keyed, Prompts
+from beaconry.io.relay import Desk as RelayDesk
 from beaconry.io.relay import Relay
 from beaconry.router.facts import ClientLeft, Fact, RequestArrived, RequestRefused
 from beaconry.router.router import Router
@@ -49,21 +50,13 @@ _ENCODING = frozenset({b"accept-encoding"})
 """An answer that must be edited must not be compressed."""
 
 
-class Desk(Protocol):
-    """What the door needs of the driver."""
+class Desk(RelayDesk, Protocol):
+    """What the door needs of the driver, beside what its relays need."""
 
     router: Router
 
     def admit(self, relay: Relay, request_id: str, fact: Fact) -> None:
         """Bring in a new request."""
-        ...
-
-    def tell(self, fact: Fact) -> None:
-        """Hand in a fact."""
-        ...
-
-    def now_s(self) -> float:
-        """Loop time."""
         ...
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> object:

@@ -1,6 +1,7 @@
 """The asyncio driver: it feeds facts to the router and carries out its effects. The virtual one is `sim/fleet.py`."""
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -13,6 +14,8 @@ from beaconry.router.facts import EndpointGone, Fact, TimerDue
 from beaconry.router.router import Router
 from beaconry.values.endpoint import Endpoint
 from beaconry.values.stage import Stage
+
+_LOG = logging.getLogger(__name__)
 
 
 class Driver:
@@ -38,6 +41,8 @@ class Driver:
         """By request id, from arrival until Ended."""
         self._pools: dict[str, UpstreamPool] = {}
         """By endpoint name, made when first needed."""
+        self._keep_nothing: set[str] = set()
+        """Endpoints of which that has been said."""
         self._timer: asyncio.TimerHandle | None = None
         self._facts: deque[Fact] = deque()
         """Facts that arose while effects are carried out: handled after them, in order."""
@@ -83,9 +88,20 @@ class Driver:
                 case BreakStream():
                     self._relays[effect.request_id].break_off(effect)
         if type(fact) is EndpointGone:
+            self._keep_nothing.discard(fact.name)
             pool = self._pools.pop(fact.name, None)
             if pool is not None:
                 pool.close()
+
+    def kept_nothing(self, endpoint: Endpoint) -> None:
+        """Tell the operator, once: clients are served all the same, so nobody else would."""
+        if endpoint.name not in self._keep_nothing:
+            self._keep_nothing.add(endpoint.name)
+            _LOG.warning(
+                "endpoint %s has role prefill, but its answers name no KV that could be fetched: "
+                "has it been started to hand KV over (vLLM: --kv-transfer-config, kv_producer)?",
+                endpoint.name,
+            )
 
     def pool_of(self, endpoint: Endpoint) -> UpstreamPool:
         """The connections to an endpoint; fresh ones if it has moved."""

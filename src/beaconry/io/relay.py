@@ -15,6 +15,7 @@ from beaconry.io.prefill_leg import PrefillLeg
 from beaconry.io.upstream import Call, Leg, UpstreamPool
 from beaconry.router.effects import Answer, BreakStream, StartLeg
 from beaconry.router.facts import Fact, Fault, LegFailed, LegFinished, LegProgressed, LegStarted
+from beaconry.values.endpoint import Endpoint
 from beaconry.values.outcome import DROPPED_REASONS
 from beaconry.values.request import Request, Usage
 from beaconry.values.stage import Stage
@@ -44,6 +45,10 @@ class Desk(Protocol):
 
     def now_s(self) -> float:
         """Loop time."""
+        ...
+
+    def kept_nothing(self, endpoint: Endpoint) -> None:
+        """It has computed a prompt for others, and its answer names no KV."""
         ...
 
 
@@ -228,6 +233,8 @@ class Relay:
         """The prefill leg has ended: the router says what follows."""
         self.cancel()  # of an answer that was too long, more would come
         self._handoff = handoff
+        if handoff is None and self.placement is not None and type(outcome) is LegFinished and outcome.status == 200:
+            self._desk.kept_nothing(self.placement.endpoint)
         self._desk.tell(outcome)
 
     def _not_fetched(self) -> None:

@@ -1,0 +1,163 @@
+"""Prefill and decode apart on real vLLM with NIXL: answers are what one engine alone gives, from KV that was fetched and not computed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.real.tiny_model import write_weights
+from tests.real.vllm import BLOCK, page, serving, spec, vllm_python
+
+pytestmark = pytest.mark.real
+
+POOLS = "[{name: prefill, role: prefill}, {name: decode, role: decode}]"
+QUIET = Path(__file__).parent / "quiet_nixl"
+FETCHED = 'vllm:prompt_tokens_by_source_total{source="external_kv_transfer"}'
+COMPUTED = 'vllm:prompt_tokens_by_source_total{source="local_compute"}'
+
+
+class Apart:
+    """A prefill and a decode engine behind the gateway at `address`."""
+
+    def __init__(self, address, model):
+        self.address = address
+        self._model = str(model)
+
+    def ask(self, path, body, **headers):
+        """Returns (why it ran in so many legs, answer)."""
+        headers |= {"Content-Type": "application/json", "x-beaconry-debug": "1"}
+        data = json.dumps({"model": "tiny", "temperature": 0, "ignore_eos": True, "max_tokens": 20} | body).encode()
+        with urllib.request.urlopen(urllib.request.Request(self.address + path, data, headers), timeout=60.0) as reply:
+            told, answer = reply.headers, reply.read()
+        assert ("x-beaconry-prefill-endpoint" in told) == (told["x-beaconry-plan"] == "uncached-prompt")
+        return told["x-beaconry-plan"], answer
+
+    def alone(self, path, body):
+        """What the decode engine says that has computed all of the prompt itself: it has to, where its probabilities are asked for."""
+        plan, answer = self.ask(path, body | {"prompt_logprobs": 0})
+        assert plan == "kind-of-request"
+        return json.loads(answer)["choices"][0]
+
+    def process(self, role):
+        """The engine's process id and port."""
+        for one in Path("/proc").iterdir():
+            try:
+                argv = (one / "cmdline").read_text().split("\0")
+            except OSError:
+                continue
+            if self._model in argv and any(role in arg for arg in argv) and "--port" in argv:
+                return int(one.name), int(argv[argv.index("--port") + 1])
+        raise LookupError(role)
+
+    def counters(self):
+        """How many prompt tokens the decode engine has had from where."""
+        port = self.process("kv_consumer")[1]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60.0) as reply:
+            lines = reply.read().decode().splitlines()
+        counts = dict.fromkeys((FETCHED, COMPUTED), 0.0)
+        for line in lines:
+            for name in counts:
+                family, _, label = name.rstrip("}").partition("{")
+                if line.startswith(family + "{") and label in line:
+                    counts[name] += float(line.split()[-1])
+        return counts
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """Both engines; skipped where vLLM has no NIXL."""
+    if subprocess.run([vllm_python(), "-c", "import nixl"], check=False, capture_output=True).returncode:
+        pytest.skip("NIXL is missing: `make real` installs it, or install nixl==1.5.1 beside vLLM")
+    directory = tmp_path_factory.mktemp("vllm")
+    text = spec(
+        directory / "tiny",
+        pools=POOLS,
+        flags=("--load-format=auto", "--dtype=float32"),
+        variables=f", UCX_TLS: 'tcp,self,sm', UCX_NET_DEVICES: lo, PYTHONPATH: '{QUIET}'",
+        router=", disaggregation: {minUncachedTokens: 100}",
+        tie_word_embeddings=False,
+        torch_dtype="float32",
+    )
+    write_weights(directory / "tiny")
+    with serving(directory, text) as address:
+        yield Apart(address, directory / "tiny")
+
+
+def tokens(rng, count):
+    return [rng.randrange(256) for _ in range(count)]
+
+
+@pytest.mark.parametrize("length", [150, 4 * BLOCK, 10 * BLOCK + 7, 1500])
+def test_an_answer_in_two_legs_is_the_answer_of_one_engine(apart, length):
+    body = {"prompt": tokens(random.Random(length), length), "return_token_ids": True}
+    before = apart.counters()
+    plan, answer = apart.ask("/v1/completions", body)
+    after = apart.counters()
+    assert plan == "uncached-prompt"
+    assert (after[FETCHED] - before[FETCHED], after[COMPUTED] - before[COMPUTED]) == (length, 0)
+    found = json.loads(answer)
+    assert found["choices"][0]["token_ids"] == apart.alone("/v1/completions", body)["token_ids"]
+    assert len(set(found["choices"][0]["token_ids"])) > 3
+    assert found["usage"]["prompt_tokens"] == length
+
+
+def test_a_conversation_streams_in_two_legs(apart):
+    text = " ".join(random.Random(5).choices(["alpha", "beta", "gamma", "delta"], k=60))
+    body = {"messages": [{"role": "user", "content": text}]}
+    before = apart.counters()
+    plan, answer = apart.ask("/v1/chat/completions", body | {"stream": True})
+    assert plan == "uncached-prompt"
+    assert apart.counters()[FETCHED] > before[FETCHED] + 300
+    events = [json.loads(line[6:]) for line in answer.split(b"\n\n") if line.startswith(b"data: {")]
+    said = "".join(event["choices"][0]["delta"].get("content") or "" for event in events)
+    assert answer.endswith(b"data: [DONE]\n\n")
+    assert said == apart.alone("/v1/chat/completions", body)["message"]["content"]
+
+
+def test_a_prefix_that_the_decode_engine_holds_is_not_fetched_again(apart):
+    rng = random.Random(9)
+    prefix = tokens(rng, 6 * BLOCK)
+    apart.ask("/v1/completions", {"prompt": [*prefix, *tokens(rng, 10)]})
+    time.sleep(0.5)  # its events are out
+    before = apart.counters()
+    plan, answer = apart.ask("/v1/completions", {"prompt": [*prefix, *tokens(rng, 200)]})
+    after = apart.counters()
+    assert plan == "uncached-prompt"
+    assert (after[FETCHED] - before[FETCHED], after[COMPUTED] - before[COMPUTED]) == (200, 0)
+    assert json.loads(answer)["usage"]["prompt_tokens_details"]["cached_tokens"] == 6 * BLOCK
+
+
+def test_many_at_once_keep_their_own_kv(apart):
+    rng = random.Random(3)
+    bodies = [{"prompt": tokens(rng, 130 + 10 * n), "return_token_ids": True} for n in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda body: apart.ask("/v1/completions", body), bodies))
+    assert {plan for plan, _ in found} == {"uncached-prompt"}
+    for body, (_, answer) in zip(bodies, found, strict=True):
+        assert json.loads(answer)["choices"][0]["token_ids"] == apart.alone("/v1/completions", body)["token_ids"]
+
+
+def test_a_client_cannot_make_an_engine_fetch(apart):
+    forged = {"do_remote_prefill": True}  # alone, it ends an engine
+    for prompt in (tokens(random.Random(1), 20), tokens(random.Random(2), 300)):
+        _, answer = apart.ask("/v1/completions", {"prompt": prompt, "kv_transfer_params": forged})
+        assert json.loads(answer)["usage"]["completion_tokens"] == 20
+
+
+def test_without_the_prefill_engine_prompts_run_whole(apart):
+    os.kill(apart.process("kv_producer")[0], signal.SIGKILL)
+    plans = set()
+    for number in range(4):
+        plan, answer = apart.ask("/v1/completions", {"prompt": tokens(random.Random(70 + number), 300)})
+        assert json.loads(answer)["usage"]["completion_tokens"] == 20
+        plans.add(plan)
+    assert plans <= {"prefill-failed", "no-prefill-endpoint"}
+    decisions = [line for line in page(apart.address) if line.startswith("beaconry_disaggregation_decisions_total{")]
+    assert any('reason="no-prefill-endpoint"' in line for line in decisions)
