@@ -11,7 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from msgspec import Raw
 
+from beaconry.disagg.connectors import Nixl
+from beaconry.io.decode_leg import DecodeLeg
+from beaconry.values.request import Api
 from tests.real.tiny_model import write_weights
 from tests.real.vllm import BLOCK, page, serving, spec, vllm_python
 
@@ -90,6 +94,32 @@ def apart(tmp_path_factory):
         yield Apart(address, directory / "tiny")
 
 
+MESSAGES = [{"role": "user", "content": "Tell me something. " * 20}]
+
+
+class Told:
+    """The leg behind a decode leg: it notes what is passed on."""
+
+    def __init__(self, told):
+        self._told = told
+
+    def on_answer(self, status, headers, length):
+        """The head is always passed on."""
+
+    def on_data(self, data, *, ended):
+        self._told.append(data)
+
+    def on_failure(self, fault, detail):
+        self._told.append(detail)
+
+
+def fetch(port, path, body):
+    """An engine's own answer."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60.0) as reply:
+        return reply.read()
+
+
 def tokens(rng, count):
     return [rng.randrange(256) for _ in range(count)]
 
@@ -149,6 +179,23 @@ def test_a_client_cannot_make_an_engine_fetch(apart):
     for prompt in (tokens(random.Random(1), 20), tokens(random.Random(2), 300)):
         _, answer = apart.ask("/v1/completions", {"prompt": prompt, "kv_transfer_params": forged})
         assert json.loads(answer)["usage"]["completion_tokens"] == 20
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_what_cannot_be_fetched_is_seen_before_anything_of_the_stream_is_passed_on(apart, path):
+    """The engines are asked past the gateway, so that the prefill engine can be another one when the decode leg comes."""
+    asked = {"prompt": tokens(random.Random(8), 300)} if path == "/v1/completions" else {"messages": MESSAGES}
+    body = json.dumps({"model": "tiny", "max_tokens": 5, "stream": True} | asked).encode()
+    prefill = Nixl().prefill_body(body, Api.CHAT)
+    handoff = Nixl().handoff(fetch(apart.process("kv_producer")[1], path, prefill))
+    assert handoff is not None
+    gone = json.loads(bytes(handoff)) | {"remote_engine_id": "another", "remote_port": 1}
+    stream = fetch(apart.process("kv_consumer")[1], path, Nixl().decode_body(body, Raw(json.dumps(gone).encode())))
+    told = []
+    leg = DecodeLeg(Told(told), lambda: told.append("failed"))
+    leg.on_answer(200, [(b"content-type", b"text/event-stream")], None)
+    leg.on_data(stream, ended=True)
+    assert told == ["failed"], stream
 
 
 def test_without_the_prefill_engine_prompts_run_whole(apart):
