@@ -50,6 +50,10 @@ class Reason(StrEnum):
     __hash__ = str.__hash__
 
 
+LITTLE = frozenset({Reason.SHORT, Reason.CACHED})
+"""Whole for want of something to compute: unless two legs are sooner even so."""
+
+
 class Plan(Struct, frozen=True):
     """The first leg's stage, and why."""
 
@@ -82,7 +86,7 @@ def plan(
     token would come sooner in two legs.
     """
     reason = _whole(knobs, request, cached_tokens, prefill)
-    if reason in (Reason.SHORT, Reason.CACHED) and prefill is Prefill.OPEN and sooner_apart:
+    if reason in LITTLE and prefill is Prefill.OPEN and sooner_apart:
         return Plan(Stage.PREFILL, Reason.BUSY)
     if reason is not None:
         return Plan(Stage.WHOLE, reason)

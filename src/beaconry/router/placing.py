@@ -10,7 +10,7 @@ from random import Random
 from msgspec.structs import replace
 
 from beaconry.config.disaggregation import Disaggregation
-from beaconry.disagg.plan import Plan, Prefill, Reason, plan
+from beaconry.disagg.plan import LITTLE, Plan, Prefill, Reason, plan
 from beaconry.router.admission import Admission
 from beaconry.router.caches import Caches, Finding
 from beaconry.router.exchange import Exchange, as_prefill
@@ -79,26 +79,29 @@ class Placing:
     def _plan(
         self, request: Request, tried: Sequence[str], whole: Reason | None, finding: Finding, now_s: float
     ) -> Plan:
+        if whole is None and self._knobs.mode == "never":
+            whole = Reason.NEVER
         if whole is not None:
             return Plan(Stage.WHOLE, whole)
         members = self.members.worth_judging(request, tried, finding, now_s, self._rng, Stage.WHOLE)
-        return plan(
-            self._knobs,
-            request,
-            cached_tokens=max((finding.view(member.endpoint).matched_tokens for member in members), default=0),
-            prefill=self._prefill(request.model, tried, now_s),
-            sooner_apart=self._sooner_apart(request, members, tried, now_s),
-        )
+        cached_tokens = max((finding.view(member.endpoint).matched_tokens for member in members), default=0)
+        prefill = self._prefill(request.model, tried, now_s)
+        chosen = plan(self._knobs, request, cached_tokens=cached_tokens, prefill=prefill)
+        if chosen.reason in LITTLE and self._sooner_apart(request, members, tried, now_s):
+            return plan(self._knobs, request, cached_tokens=cached_tokens, prefill=prefill, sooner_apart=True)
+        return chosen
 
     def _sooner_apart(self, request: Request, members: Sequence[Member], tried: Sequence[str], now_s: float) -> bool:
         """Before a prefill on any of `members` it would wait for longer than before one on a prefill endpoint, whose own step and the
         fetching of the whole prompt included."""
-        apart = self.members.open_to(request.model, now_s, tried, Stage.PREFILL)
-        if not members or not apart:
-            return False
         admission = self._admission
         # the age of the oldest one in prefill counts as waiting, but up to a step it is just being computed
-        wait_s = min(admission.wait_s(member, now_s) - admission.step_s(member) for member in members)
+        wait_s = min((admission.wait_s(member, now_s) - admission.step_s(member) for member in members), default=0.0)
+        if wait_s <= 0.0:
+            return False
+        apart = self.members.open_to(request.model, now_s, tried, Stage.PREFILL)
+        if not apart:
+            return False
         detour_s = min(admission.wait_s(member, now_s) + admission.step_s(member) for member in apart)
         return wait_s > detour_s + self._caches.links.fetch_s(members[0].endpoint, request.prompt_tokens)
 
