@@ -37,7 +37,7 @@ class _Twin:
         """ITL objectives of the legs in flight that have one."""
         self._strictest_s: float | None = None
         """The least of them; None while it is not known."""
-        self._scrapes: list[tuple[int, int, int]] = []
+        self._scrapes: list[tuple[int, int, int, int]] = []
         """Running, waiting, and our own count of both, at the latest scrapes."""
 
     def begin_objective(self, leg: int, itl_s: float) -> None:
@@ -57,17 +57,17 @@ class _Twin:
             self._strictest_s = min(self._objectives.values())
         return self._strictest_s
 
-    def note_running(self, running: int, waiting: int) -> None:
+    def note_running(self, running: int, waiting: int, queued: int) -> None:
         """Learn from scrapes who else is there, and how many sequences run at once: an engine that runs the same number time and again
-        while others wait has no more places."""
+        while others wait for one has no more places. Those `queued` are among those `waiting`."""
         shadow = self.shadow
-        scrapes = self._scrapes = [*self._scrapes[1 - _SAMPLES :], (running, waiting, shadow.legs)]
+        scrapes = self._scrapes = [*self._scrapes[1 - _SAMPLES :], (running, waiting, queued, shadow.legs)]
         if len(scrapes) < _SAMPLES:
             return
-        shadow.strangers = max(min(r + w - ours for r, w, ours in scrapes), 0)
+        shadow.strangers = max(min(r + w - ours for r, w, _, ours in scrapes), 0)
         if running > shadow.slots:
             shadow.slots = float("inf")
-        if running and all(r == running and w for r, w, _ in scrapes):
+        if running and all(r == running and q for r, _, q, _ in scrapes):
             shadow.slots = running
 
 
@@ -193,7 +193,7 @@ class Forecasts:
                 shadow.shared = 0.0
                 shadow.shared = max(shadow.used - sample.kv_usage * shadow.capacity, 0.0)
         if sample.running is not None:
-            twin.note_running(sample.running, sample.waiting or 0)
+            twin.note_running(sample.running, sample.waiting or 0, sample.queued)
 
     def forget(self, name: str) -> None:
         """The endpoint is gone, or somebody else by now; legs still in flight there teach nothing any more."""

@@ -225,7 +225,7 @@ class RateBook:
     def observe_sample(self, endpoint: Endpoint, sample: LoadSample) -> None:
         """Learn the slot limit: an engine that lets requests wait runs as many as it can."""
         if sample.running:
-            self._variant(endpoint.variant).learn_slots(sample.running, queued=bool(sample.waiting))
+            self._variant(endpoint.variant).learn_slots(sample.running, queued=sample.queued > 0)
 
     def _learn_factor(self, name: str, factor: float, ratio: float) -> None:
         """An endpoint took `ratio` times what its variant takes."""

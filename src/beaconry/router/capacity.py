@@ -215,7 +215,7 @@ class Capacity:
         ours = len(member.prefilling) + len(member.decoding)
         seen.strangers += _GAIN * (there - ours - seen.strangers)
         if (
-            sample.waiting
+            sample.queued
             and self._rates.is_late(member.endpoint, member.oldest_wait_s(now_s), member.prefill_tokens)
             and not self.memory_short(member, _oldest_prompt(member), now_s)
         ):

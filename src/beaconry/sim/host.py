@@ -159,6 +159,7 @@ class Host:
             at_s=self._heap.now_s,
             running=statistics.running,
             waiting=statistics.waiting,
+            deferred=len(self.engine.imports),
             kv_usage=statistics.kv_usage,
             kv_blocks=settings.num_blocks,
             block_tokens=settings.block_tokens,

@@ -104,11 +104,18 @@ class LoadSample(Struct, frozen=True, kw_only=True):
     at_s: float
     running: int | None = None
     waiting: int | None = None
+    deferred: int | None = None
+    """How many of those waiting would not run if there were room: their KV is on its way, or their adapter has no slot."""
     kv_usage: float | None = None
     """Share of KV blocks in use by requests, 0..1 (not counting idle cached blocks)."""
     kv_blocks: int | None = None
     block_tokens: int | None = None
     adapters: AdapterLoad | None = None
+
+    @property
+    def queued(self) -> int:
+        """How many wait for a place or for memory."""
+        return max((self.waiting or 0) - (self.deferred or 0), 0)
 
 
 def _port_plus(address: str, rank: int) -> str:

@@ -38,6 +38,8 @@ class _Families(Struct, frozen=True, kw_only=True):
     block_tokens: Sources = ()
     adapters: bytes = b""
     """A family with labels as in vLLM's."""
+    waiting_by_reason: bytes = b""
+    """Likewise."""
 
 
 _VLLM = _Families(
@@ -47,6 +49,7 @@ _VLLM = _Families(
     kv_blocks=((b"vllm:cache_config_info", b"num_gpu_blocks"),),
     block_tokens=((b"vllm:cache_config_info", b"block_size"),),
     adapters=b"vllm:lora_requests_info",
+    waiting_by_reason=b"vllm:num_requests_waiting_by_reason",
 )
 _FAMILIES = {
     EngineType.VLLM: _VLLM,
@@ -83,11 +86,18 @@ def parse_load(text: bytes, engine: EngineType, at_s: float) -> LoadSample:
         at_s=at_s,
         running=_count(_values(page, families.running)),
         waiting=_count(_values(page, families.waiting)),
+        deferred=_deferred(page, families.waiting_by_reason) if families.waiting_by_reason else None,
         kv_usage=_share(_values(page, families.kv_usage)),
         kv_blocks=_count(_values(page, families.kv_blocks)),
         block_tokens=_count(_values(page, families.block_tokens)[:1]) or None,  # the same for all ranks
         adapters=_adapters(page, families.adapters) if families.adapters else None,
     )
+
+
+def _deferred(page: bytes, family: bytes) -> int | None:
+    """How many requests wait for something else than room."""
+    lines = [line for line in _lines(page, family) if b'reason="deferred"' in line]
+    return _count([_number(_VALUE_LINE.fullmatch(line)) for line in lines])
 
 
 def _adapters(page: bytes, family: bytes) -> AdapterLoad | None:

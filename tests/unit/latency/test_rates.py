@@ -138,6 +138,14 @@ def test_places_are_learnt_from_an_engine_that_lets_requests_wait():
     assert rates.rates("default").slots == 20
 
 
+def test_requests_that_wait_for_their_kv_teach_no_places():
+    rates = RateBook()
+    rates.observe_sample(ENDPOINT, LoadSample(at_s=0.0, running=1, waiting=2, deferred=2))
+    assert rates.rates("default").slots == float("inf")
+    rates.observe_sample(ENDPOINT, LoadSample(at_s=1.0, running=16, waiting=3, deferred=2))
+    assert rates.rates("default").slots == 16
+
+
 def test_places_are_learnt_from_first_bytes_that_came_late():
     rates = RateBook()
     rates.observe_first_token(ENDPOINT, ttft_s=0.05, tokens=100, in_flight=9, decoding=9)

@@ -37,7 +37,7 @@ def load(text: bytes, engine: EngineType = EngineType.VLLM) -> LoadSample:
 @pytest.mark.parametrize("engine", [EngineType.VLLM, EngineType.SIM])
 def test_a_vllm_page_gives_every_field(engine):
     assert load(VLLM_PAGE, engine) == LoadSample(
-        at_s=7.0, running=3, waiting=2, kv_usage=0.25, kv_blocks=4096, block_tokens=32
+        at_s=7.0, running=3, waiting=2, deferred=1, kv_usage=0.25, kv_blocks=4096, block_tokens=32
     )
 
 
