@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
+from random import Random
 
 import pytest
 
@@ -82,6 +83,13 @@ async def in_pieces(got: Got, writer: asyncio.StreamWriter) -> None:
         await writer.drain()
         await asyncio.sleep(0)
     writer.write(b"0\r\n\r\n")
+
+
+async def break_off(got: Got, writer: asyncio.StreamWriter) -> None:
+    writer.write(SSE_HEAD + chunk(event("a")))
+    await writer.drain()
+    await asyncio.sleep(0.05)
+    writer.transport.abort()
 
 
 @contextlib.asynccontextmanager
@@ -296,12 +304,6 @@ def test_a_decode_leg_that_is_reset_is_prefilled_anew_with_kv_of_its_own():
 
 
 def test_a_decode_engine_that_breaks_off_ends_the_stream_with_an_error_event():
-    async def break_off(got: Got, writer: asyncio.StreamWriter) -> None:
-        writer.write(SSE_HEAD + chunk(event("a")))
-        await writer.drain()
-        await asyncio.sleep(0.05)
-        writer.transport.abort()
-
     async def main():
         async with pair(decode=break_off) as (running, p, _):
             reply = await send(running.port, post(chat(stream=True)))
@@ -366,6 +368,48 @@ def test_a_stop_lets_both_legs_finish():
             await until(lambda: bool(p.requests))
             await running.stop(5.0)
             assert (await asked).status == 200
+
+    run(main)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_the_engines_and_clients_do_every_request_has_one_outcome(seed: int):
+    rng = Random(seed)
+
+    async def prefill(got: Got, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(rng.random() * 0.02)
+        await rng.choice(
+            [in_pieces, in_pieces, in_pieces, reset, says(answer(b"{}", 500)), says(answer(prefilled(b"[]")))]
+        )(got, writer)
+
+    async def decode(got: Got, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(rng.random() * 0.02)
+        await rng.choice([answer_stream, answer_stream, answer_stream, reset, says(answer(b"{}", 500)), break_off])(
+            got, writer
+        )
+
+    async def ask(port: int) -> bool:
+        """Returns whether it stayed for the answer."""
+        asked = asyncio.ensure_future(send(port, post(chat(stream=True))))
+        if rng.random() < 0.3:
+            await asyncio.sleep(rng.random() * 0.05)
+            asked.cancel()
+        await asyncio.wait([asked])
+        return not asked.cancelled()
+
+    async def main():
+        engines = [FakeEngine(prefill, role=Role.PREFILL) for _ in range(2)]
+        engines += [FakeEngine(decode, role=Role.DECODE) for _ in range(2)]
+        knobs = {"disaggregation": Disaggregation(mode="always"), "health": Health(interval_s=0.1, eject_after=1000)}
+        async with gateway(*engines, **knobs) as running:
+            stayed = await asyncio.gather(*(ask(running.port) for _ in range(60)))
+            await until(lambda: running.statistics().in_flight == 0)
+            counts = outcomes(running)
+            gone = counts.get("client-gone", 0)
+            assert stayed.count(True) <= sum(counts.values()) - gone <= 60 - gone  # who left early may not have come
+            assert gone <= stayed.count(False)
+            assert counts["completed"] > 10
+            assert running._driver._relays == {}
 
     run(main)
 

@@ -151,6 +151,17 @@ def test_a_conversation_streams_in_two_legs(apart):
     assert said == apart.alone("/v1/chat/completions", body)["message"]["content"]
 
 
+def test_the_responses_api_runs_in_two_legs(apart):
+    body = {"input": "Say something. " * 20, "max_output_tokens": 12}
+    before = apart.counters()
+    plan, answer = apart.ask("/v1/responses", body)
+    assert plan == "uncached-prompt"
+    assert apart.counters()[FETCHED] > before[FETCHED] + 200
+    whole, alone = apart.ask("/v1/responses", body | {"echo": True, "cache_salt": "alone"})
+    assert whole == "kind-of-request"
+    assert json.loads(answer)["output"][0]["content"] == json.loads(alone)["output"][0]["content"]
+
+
 def test_a_prefix_that_the_decode_engine_holds_is_not_fetched_again(apart):
     rng = random.Random(9)
     prefix = tokens(rng, 6 * BLOCK)
