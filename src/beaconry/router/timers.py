@@ -79,11 +79,16 @@ class Timers:
 
     def wake_again(self, due_s: float) -> None:
         """Note the earliest of all deadlines and `due_s`."""
-        self.wake_by(min(due_s, self._first_byte.due_s(), self._progress.due_s(), self._total.due_s()))
+        self.wake_by(min(due_s, self._earliest_s()))
+
+    def _earliest_s(self) -> float:
+        return min(self._first_byte.due_s(), self._progress.due_s(), self._total.due_s())
 
     def check(self, exchanges: int, legs: int) -> None:
-        """Raise InternalError if a deadline outlives what it is for."""
+        """Raise InternalError if a deadline outlives what it is for, or would pass unnoticed."""
         if len(self._total) != exchanges:
             raise InternalError(f"{len(self._total)} requests have a deadline, {exchanges} are running")
         if len(self._progress) + len(self._first_byte) > legs:
             raise InternalError("a deadline outlives its leg")
+        if self._earliest_s() < self.asked_s:
+            raise InternalError(f"something is due at {self._earliest_s()}, and asked for is {self.asked_s}")
