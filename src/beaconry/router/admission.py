@@ -55,7 +55,7 @@ away neither more."""
 _COPY = 4.0
 """What computing anew what another engine has cached counts for: its time, and three times that for what the copy displaces; the default
 policy's price. Measured: 4 to 12 are alike, with 1 a fleet whose caches are tight copies too much at full load."""
-_UNSERVED = frozenset({Outcome.NO_ENDPOINT, Outcome.ENGINE_REFUSED, Outcome.ENGINE_FAILED})
+_UNSERVED = frozenset({Outcome.OBJECTIVE_MISSED, Outcome.NO_ENDPOINT, Outcome.ENGINE_REFUSED, Outcome.ENGINE_FAILED})
 
 
 class Line(Struct, frozen=True):

@@ -173,6 +173,22 @@ def test_what_is_forecast_to_be_too_late_everywhere_is_refused_if_it_may_be_shed
         assert effects[0].retry_after_s == pytest.approx(0.5)
 
 
+def test_who_is_refused_when_its_turn_has_come_costs_its_tenant_no_turns():
+    bench = Bench("a")
+    bench.router._placing._scheduler = Scheduler("foreseeing", Foreseeing(2.5))
+    (first,) = bench.arrive("r", priority=-1)
+    assert bench.arrive("late", tenant="x", priority=-1, slo_ttft_s=2.0, sequences=100) == []
+    for name in ("y1", "y2", "x1", "x2"):
+        assert bench.arrive(name, tenant=name[0], priority=-1) == []
+    effects = bench.tell(LegStarted(first.leg), after_s=0.25)
+    assert outcomes(effects) == {"late": Outcome.OBJECTIVE_MISSED}
+    order = []
+    while starts := [effect for effect in effects if isinstance(effect, StartLeg)]:
+        order += [start.request_id[0] for start in starts]
+        effects = bench.tell(LegStarted(starts[-1].leg), after_s=0.25)
+    assert sorted(order[:2]) == ["x", "y"]
+
+
 def test_without_flow_control_nothing_waits():
     bench = Bench("a", enabled=False)
     assert all(isinstance(bench.arrive(f"r{i}")[0], StartLeg) for i in range(50))
