@@ -21,45 +21,46 @@ T = TypeVar("T", bound=_Sized)
 
 
 class Sizes(Generic[T]):
-    """Those with something waiting, filed by size over weight, so that the largest is at hand whatever changes.
+    """Those with something waiting, filed by size over weight, so that a largest one is found among a few dozen sizes.
 
-    Invariants (`check`): each is filed in `_by_size` under its size, and nothing is filed above `_largest`.
+    Invariant (`check`): each is filed in `_by_size` under its size, and no size is there that none has.
     """
 
-    __slots__ = ("_by_size", "_largest")
+    __slots__ = ("_by_size",)
 
     def __init__(self) -> None:
-        self._by_size: list[dict[str, T]] = [{}]
-        self._largest = 0
+        self._by_size: dict[int, dict[str, T]] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._by_size))
+        return sum(map(len, self._by_size.values()))
 
     def largest(self) -> T:
         """One that has most waiting for its weight; there is at least one."""
-        return next(iter(self._by_size[self._largest].values()))
+        return next(iter(self._by_size[max(self._by_size)].values()))
 
     def count(self, one: T, sign: int) -> None:
         """One request more of it waits, or one less."""
-        self._by_size[one.bucket].pop(one.key, None)
+        before, was = one.size, one.bucket
         one.size += sign
-        one.bucket = bucket = _bucket(one)
+        one.bucket = _bucket(one)
+        if before and one.size and one.bucket == was:
+            return
+        if before:
+            filed = self._by_size[was]
+            del filed[one.key]
+            if not filed:
+                del self._by_size[was]
         if one.size:
-            while len(self._by_size) <= bucket:
-                self._by_size.append({})
-            self._by_size[bucket][one.key] = one
-            self._largest = max(self._largest, bucket)
-        while self._largest and not self._by_size[self._largest]:
-            self._largest -= 1
+            self._by_size.setdefault(one.bucket, {})[one.key] = one
 
     def check(self) -> None:
-        """Raise InternalError if an invariant does not hold."""
-        for bucket, filed in enumerate(self._by_size):
+        """Raise InternalError if the invariant does not hold."""
+        for bucket, filed in self._by_size.items():
+            if not filed:
+                raise InternalError(f"nothing is filed under the size {bucket}")
             for one in filed.values():
                 if not one.size or one.bucket != bucket or bucket != _bucket(one):
                     raise InternalError(f"{one.key} of {one.size} is not filed under its size")
-        if any(self._by_size[self._largest + 1 :]):
-            raise InternalError("the largest is not known")
 
 
 class Share:
