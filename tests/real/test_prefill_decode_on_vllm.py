@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from msgspec import Raw
 
+from beaconry.cli import main
 from beaconry.disagg.connectors import Nixl
 from beaconry.io.decode_leg import DecodeLeg
 from beaconry.values.request import Api
@@ -122,6 +123,20 @@ def fetch(port, path, body):
 
 def tokens(rng, count):
     return [rng.randrange(256) for _ in range(count)]
+
+
+def test_the_doctor_sees_that_the_pair_hands_over(apart, tmp_path, capsys):
+    file = tmp_path / "gateway.yaml"
+    lines = [
+        f"- {{name: {role}, role: {role}, model: tiny, host: 127.0.0.1, port: {apart.process(part)[1]}}}\n"
+        for role, part in (("prefill", "kv_producer"), ("decode", "kv_consumer"))
+    ]
+    file.write_text("endpoints:\n" + "".join(lines))
+    main(["doctor", "--config", str(file), "--json", "--timeout", "30"])
+    _, decode = json.loads(capsys.readouterr().out)
+    (check,) = (check for check in decode["checks"] if check["name"] == "KV of prefill")
+    print(check["told"])
+    assert check["state"] == "ok", check
 
 
 @pytest.mark.parametrize("length", [150, 4 * BLOCK, 10 * BLOCK + 7, 1500])

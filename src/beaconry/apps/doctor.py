@@ -5,6 +5,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,15 +16,17 @@ from rich.table import Table
 from rich.text import Text
 
 from beaconry.config.gateway import GatewayConfig, Health
+from beaconry.disagg.connectors import CONNECTORS, Connector
 from beaconry.io.endpoint_file import endpoints_of, read_gateway_config
 from beaconry.io.examination import Examination
 from beaconry.io.fetch import fetch
 from beaconry.io.local_tokens import LocalTokens
 from beaconry.io.model_directory import local_tokens
+from beaconry.io.pair_examination import PairExamination
 from beaconry.io.sim_tokens import sim_tokens
 from beaconry.io.upstream import UpstreamPool
-from beaconry.values.check import Examined, State, failed
-from beaconry.values.endpoint import Endpoint, EngineType
+from beaconry.values.check import Check, Examined, State, failed
+from beaconry.values.endpoint import Endpoint, EngineType, Role
 from beaconry.values.errors import EngineError, OperatorError
 from beaconry.wire.engine_pages import parse_models, parse_version
 
@@ -82,8 +85,11 @@ def subjects_of(config: GatewayConfig) -> list[Subject]:
 
 
 async def _examine_all(args: argparse.Namespace) -> list[Examined]:
+    connector = None
     if args.config is not None:
-        subjects = subjects_of(read_gateway_config(args.config))
+        config = read_gateway_config(args.config)
+        connector = None if args.no_requests else CONNECTORS[config.disaggregation.connector]
+        subjects = subjects_of(config)
         if not subjects:
             raise OperatorError(f"{args.config}: it lists no endpoints")
     else:
@@ -98,7 +104,37 @@ async def _examine_all(args: argparse.Namespace) -> list[Examined]:
                     return await _examine(subject, locals_, tasks, args)
 
             running = [tasks.create_task(one(subject)) for subject in subjects]
-        return [task.result() for task in running]
+    examined = [task.result() for task in running]
+    if connector is None:
+        return examined
+    endpoints = [subject.endpoint for subject in subjects]
+    return await _with_pairs(examined, endpoints, connector, args.timeout)
+
+
+async def _with_pairs(
+    examined: Sequence[Examined], endpoints: Sequence[Endpoint], connector: Connector, timeout_s: float
+) -> list[Examined]:
+    """Add to each endpoint that answers what becomes of the KV of each that prefills, where both are well. One pair after the other."""
+    pools: dict[str, UpstreamPool] = {}
+    well = [endpoint for endpoint, one in zip(endpoints, examined, strict=True) if one.healthy]
+    found: dict[str, list[Check]] = {}
+    async with asyncio.TaskGroup() as tasks:
+
+        def pool_of(endpoint: Endpoint) -> UpstreamPool:
+            if endpoint.name not in pools:
+                pools[endpoint.name] = UpstreamPool(endpoint.host, endpoint.port, timeout_s, tasks.create_task)
+            return pools[endpoint.name]
+
+        for source, reader in product(well, well):
+            if source.role is Role.PREFILL and reader.role is not Role.PREFILL and source.model == reader.model:
+                pair = PairExamination(source, reader, pool_of, connector, timeout_s)
+                found.setdefault(reader.name, []).append(await pair.run())
+        for pool in pools.values():
+            pool.abort()
+    return [
+        msgspec.structs.replace(one, checks=(*one.checks, *found.get(endpoint.name, ())))
+        for endpoint, one in zip(endpoints, examined, strict=True)
+    ]
 
 
 async def _examine(

@@ -14,6 +14,10 @@ from beaconry.values.endpoint import KvEventsAddress
 _Kind = TypeVar("_Kind")
 _CACHE_CONFIG = re.compile(rb"^vllm:cache_config_info\{(.*)\}", re.MULTILINE)
 _LABEL = re.compile(rb'(\w+)="((?:[^"\\]|\\.)*)"')
+_FETCHED = re.compile(
+    rb'^vllm:prompt_tokens_by_source_total\{[^}\n]*source="external_kv_transfer"[^}\n]*\}[ \t]+(\d[^ \t\r\n]*)',
+    re.MULTILINE,
+)
 _PORT = re.compile(r":(\d+)$")
 
 
@@ -135,3 +139,11 @@ def _decode(body: bytes, kind: type[_Kind]) -> _Kind | None:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def parse_fetched_tokens(page: bytes) -> float:
+    """Prompt tokens whose KV vLLM has fetched from another engine; 0 where a metrics page tells of none."""
+    try:
+        return sum(float(value) for value in _FETCHED.findall(page))
+    except ValueError:
+        return 0.0

@@ -9,6 +9,7 @@ from beaconry.wire.engine_pages import (
     parse_cache_config,
     parse_completion,
     parse_event_sources,
+    parse_fetched_tokens,
     parse_models,
     parse_version,
 )
@@ -77,3 +78,20 @@ def test_a_page_of_something_else_is_none(body):
     assert parse_models(body) is None
     assert parse_completion(body) is None
     assert parse_event_sources(body, "h") is None
+
+
+def test_fetched_tokens_are_those_of_all_ranks_and_of_no_other_source():
+    page = (
+        b"# HELP vllm:prompt_tokens_by_source_total x\n"
+        b'vllm:prompt_tokens_by_source_total{engine="0",model_name="m",source="local_compute"} 7.0\n'
+        b'vllm:prompt_tokens_by_source_total{engine="0",model_name="m",source="external_kv_transfer"} 200.0\n'
+        b'vllm:prompt_tokens_by_source_total{engine="1",source="external_kv_transfer"} 1e2 1700000000\n'
+    )
+    assert parse_fetched_tokens(page) == 300.0
+
+
+@pytest.mark.parametrize(
+    "page", [b"", b"\xff", b'vllm:prompt_tokens_by_source_total{source="external_kv_transfer"} 1x\n']
+)
+def test_a_page_that_tells_of_nothing_fetched_is_0(page):
+    assert parse_fetched_tokens(page) == 0.0
