@@ -98,10 +98,14 @@ class Band:
         return theirs.key != key and has_more(theirs, self.flows.get(key), weight)
 
     def turns_before(self, ticket: Ticket) -> int:
-        """Requests of this band that go before one that would join the end of its flow, were all flows of equal weight and great length."""
-        flow = self.flows.get(self._fairness.key(ticket.request))
+        """Requests of this band that go before one that would join the end of its flow, were all tenants, and in each all flows, of equal
+        weight and great length."""
+        key = self._fairness.key(ticket.request)
+        flow, share = self.flows.get(key), self._shares.get(_tenant(key, ticket.request.account))
         own = 0 if flow is None else flow.size
-        others = len(self.flows) - (flow is not None)
+        if share is not None:
+            own = min(share.size, own + (own + 1) * (len(share.flows) - (flow is not None)))
+        others = len(self._shares) - (share is not None)
         return min(self.room.requests, own + (own + 1) * others)
 
     def check(self) -> None:

@@ -109,6 +109,16 @@ def test_a_tenant_has_no_more_waiting_for_naming_many_flows():
     assert out == [again]
 
 
+def test_a_tenants_many_flows_are_not_all_expected_to_go_before_another_tenant():
+    queue = Queue()
+    for n in range(50):
+        queue.offer(tenant=f"flood/{n}", account="flood")
+    first = queue.control.ticket("m", request(tenant="small", account="small"), 0.0, 0.0)
+    assert first.band.turns_before(first) == 1
+    last = queue.control.ticket("m", request(tenant="flood/new", account="flood"), 0.0, 0.0)
+    assert last.band.turns_before(last) == 50
+
+
 def test_of_one_tenants_flows_the_longest_gives_way():
     queue = Queue(queued_requests=3)
     long = [queue.offer(tenant="a/long", account="a")[0] for _ in range(3)]
