@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import random
 from contextlib import asynccontextmanager
 
 import pytest
@@ -275,7 +276,7 @@ async def test_kv_that_nobody_fetches_is_released_when_its_lease_ends():
 
 @on_loop
 async def test_the_lease_of_who_waits_for_room_is_kept_alive():
-    leases = {"lease_s": 0.3}
+    leases = {"lease_s": 1.0}
     producer, consumer = options_of(KvRole.PRODUCER, **leases), options_of(KvRole.CONSUMER, **leases)
     slow = LinearStepTime(fixed_s=0.02)
     tight = EngineSettings(num_blocks=64, max_num_seqs=1)
@@ -283,7 +284,7 @@ async def test_the_lease_of_who_waits_for_room_is_kept_alive():
         running(kv_transfer=producer) as (p, p_port),
         running(kv_transfer=consumer, settings=tight, step_time=slow, max_model_len=1024) as (_, d_port),
     ):
-        full = asyncio.create_task(call(d_port, "/v1/completions", PROMPT | {"prompt": "x" * 3200, "max_tokens": 50}))
+        full = asyncio.create_task(call(d_port, "/v1/completions", PROMPT | {"prompt": "x" * 3200, "max_tokens": 75}))
         await asyncio.sleep(0.05)
         handoff = (await prefill(p_port, prompt_of()))["kv_transfer_params"]
         waits = asyncio.create_task(decode(d_port, prompt_of(), handoff))
@@ -391,3 +392,40 @@ async def test_processes_hand_over_as_their_flags_say():
         assert json.dumps(handoff)
         assert (await decode(d_port, prompt_of(), handoff)).status == 200
         assert (await metrics(d_port))["vllm:nixl_xfer_time_seconds_sum",] >= 0.025
+
+
+@pytest.mark.parametrize("seed", range(2))
+@on_loop
+async def test_whatever_becomes_of_many_handovers_nothing_is_left_at_either_engine(seed):
+    rng = random.Random(seed)
+    memory = EngineSettings(num_blocks=200, max_num_seqs=4)
+    more = {"settings": memory, "step_time": LinearStepTime(fixed_s=0.002), "max_model_len": 1024}
+    leases = {"lease_s": 2.0, "bytes_per_s": 5e7, "latency_s": 0.005}
+    ends = []
+
+    async def one(number, p_port, d_port):
+        body = prompt_of(f"{rng.randrange(6)} {LONG}", max_tokens=rng.randrange(1, 12), stream=rng.random() < 0.5)
+        handoff = (await prefill(p_port, body))["kv_transfer_params"]
+        fate = rng.choice(("well", "well", "leaves", "lost", "wrong"))
+        if fate == "wrong":
+            handoff = handoff | {"remote_request_id": "cmpl-x"}
+        if fate == "leaves":
+            _, writer = await start(d_port, "/v1/completions", {**body, "kv_transfer_params": handoff})
+            await asyncio.sleep(rng.uniform(0.0, 0.05))
+            writer.close()
+        elif fate != "lost":
+            reply = await decode(d_port, body, handoff)
+            good = reply.status == 200 and b'"error"' not in reply.body
+            assert good == (fate == "well"), reply.body
+        ends.append(number)
+
+    async with pair(more, more, **leases) as ((p, p_port), (d, d_port)):
+        async with asyncio.TaskGroup() as group:
+            for number in range(30):
+                group.create_task(one(number, p_port, d_port))
+                await asyncio.sleep(rng.uniform(0.0, 0.01))
+        await until(lambda: d.generation.open_answers == 0 and d.generation.engine.idle and p.generation.engine.idle)
+        assert len(ends) == 30
+        assert not d.generation.reader._sources
+        assert not d.generation.reader._tasks
+        assert p.generation.engine.statistics().kv_usage == d.generation.engine.statistics().kv_usage == 0
