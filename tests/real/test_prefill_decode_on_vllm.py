@@ -135,7 +135,6 @@ def test_the_doctor_sees_that_the_pair_hands_over(apart, tmp_path, capsys):
     main(["doctor", "--config", str(file), "--json", "--timeout", "30"])
     _, decode = json.loads(capsys.readouterr().out)
     (check,) = (check for check in decode["checks"] if check["name"] == "KV of prefill")
-    print(check["told"])
     assert check["state"] == "ok", check
 
 

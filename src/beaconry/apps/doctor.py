@@ -32,6 +32,8 @@ from beaconry.wire.engine_pages import parse_models, parse_version
 
 AT_ONCE = 8
 """Endpoints examined at the same time."""
+_GENERATING = frozenset({"tokenizer", "reachable", "model", "usage"})
+"""Checks without which no request is answered."""
 _MARKS = {State.OK: "green", State.WARNING: "yellow", State.FAILED: "bold red", State.SKIPPED: "dim"}
 
 
@@ -114,9 +116,9 @@ async def _examine_all(args: argparse.Namespace) -> list[Examined]:
 async def _with_pairs(
     examined: Sequence[Examined], endpoints: Sequence[Endpoint], connector: Connector, timeout_s: float
 ) -> list[Examined]:
-    """Add to each endpoint that answers what becomes of the KV of each that prefills, where both are well. One pair after the other."""
+    """Add to each endpoint that answers what becomes of the KV of each that prefills, where both generate. One pair after the other."""
     pools: dict[str, UpstreamPool] = {}
-    well = [endpoint for endpoint, one in zip(endpoints, examined, strict=True) if one.healthy]
+    working = [endpoint for endpoint, one in zip(endpoints, examined, strict=True) if _generates(one)]
     found: dict[str, list[Check]] = {}
     async with asyncio.TaskGroup() as tasks:
 
@@ -125,7 +127,7 @@ async def _with_pairs(
                 pools[endpoint.name] = UpstreamPool(endpoint.host, endpoint.port, timeout_s, tasks.create_task)
             return pools[endpoint.name]
 
-        for source, reader in product(well, well):
+        for source, reader in product(working, working):
             if source.role is Role.PREFILL and reader.role is not Role.PREFILL and source.model == reader.model:
                 pair = PairExamination(source, reader, pool_of, connector, timeout_s)
                 found.setdefault(reader.name, []).append(await pair.run())
@@ -135,6 +137,10 @@ async def _with_pairs(
         msgspec.structs.replace(one, checks=(*one.checks, *found.get(endpoint.name, ())))
         for endpoint, one in zip(endpoints, examined, strict=True)
     ]
+
+
+def _generates(one: Examined) -> bool:
+    return not any(check.state is State.FAILED and check.name in _GENERATING for check in one.checks)
 
 
 async def _examine(
