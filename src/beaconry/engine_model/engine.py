@@ -5,14 +5,13 @@
         now_s += duration_s
         result = engine.finish_step(now_s)
 
-It schedules as vLLM's `v1/core/sched/scheduler.py` does by default. Each step has a budget of tokens. First every running
-sequence gets its next token, or the next chunk of its prompt; who finds no block preempts the running sequence that came last,
-which loses its blocks and is computed again later. Then waiting sequences are admitted in order, as long as budget, places and
-blocks for all their tokens are left; the first that does not fit stops the admission. Cached prefix blocks are shared, but at
-least the last token is computed. Blocks are shareable from the step on that computes them, so two sequences admitted together
-compute a common prefix once. Blocks found in a tier beside the GPU are loaded before the step instead of computed. A chunk takes
-what is left of the budget, so at most one running sequence is in mid-prompt, and it is the last one. A prompt may be computed on
-one engine and decoded on another: see `handover.py`.
+It schedules as vLLM's `v1/core/sched/scheduler.py` does by default. Each step has a budget of tokens. First every running sequence gets
+its next token, or the next chunk of its prompt; who finds no block preempts the running sequence that came last, which loses its blocks
+and is computed again later. Then waiting sequences are admitted in order, as long as budget, places and blocks for all their tokens are
+left; the first that does not fit stops the admission. Cached prefix blocks are shared, but at least the last token is computed. Blocks
+are shareable from the step on that computes them, so two sequences admitted together compute a common prefix once. Blocks found in a
+tier beside the GPU are loaded before the step instead of computed. A chunk takes what is left of the budget, so at most one running
+sequence is in mid-prompt, and it is the last one. A prompt may be computed on one engine and decoded on another: see `handover.py`.
 
 Not modelled: speculative decoding, sliding windows, asynchronous scheduling. One difference: where priorities differ, a
 preempted running sequence does not keep those behind it from running in the same step.
