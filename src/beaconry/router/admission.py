@@ -204,19 +204,17 @@ class Admission:
         """Whose turn it is of those that wait for the same engines: of the highest band, who came first among those whose turn it is."""
         if not self._maybe_open:
             return None
-        turns = [turn for line in lines if (turn := self._next(line, now_s)) is not None]
+        turns = [turn for line in lines for turn in self._turns(line, now_s) if turn is not None]
         return min(turns, key=lambda ticket: (-ticket.band.priority, ticket.number)) if turns else None
 
-    def _next(self, line: Line, now_s: float) -> Ticket | None:
-        """The turn of one model, if one of its endpoints is open for it, and one of `prefill` where it needs one and there are any."""
+    def _turns(self, line: Line, now_s: float) -> tuple[Ticket | None, Ticket | None]:
+        """The turns of one model's two lanes, if one of its endpoints is open for it, and for those to be split one of `prefill` too."""
         model, members, prefill = line.model, line.members, line.prefill
         whole = self.queue.next(model, lambda band: self._admits(band, band.head().request, members, now_s))
         split = self.queue.next(
             model + SPLIT, lambda band: self._admits(band, band.head().request, members, now_s, prefill)
         )
-        if whole is None or split is None:
-            return whole or split
-        return min(whole, split, key=lambda ticket: (-ticket.band.priority, ticket.number))
+        return whole, split
 
     def dispatch(self, ticket: Ticket, now_s: float) -> None:
         """Take a request out of the queue: it is its turn."""
@@ -356,8 +354,7 @@ class Admission:
 
     def wait_s(self, member: Member, now_s: float) -> float:
         """How long a request would wait there before its prefill."""
-        running = len(member.prefilling) + len(member.decoding) + 1
-        wait_s = self._rates.wait_s(member.endpoint, running, member.prefill_tokens)
+        wait_s = self._rates.wait_s(member.endpoint, member.in_flight + 1, member.prefill_tokens)
         return max(wait_s, member.oldest_wait_s(now_s))
 
     def step_s(self, member: Member) -> float:

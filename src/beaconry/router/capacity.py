@@ -165,7 +165,7 @@ class Capacity:
         requests, tokens = (
             (1, float(prompt_tokens)) if claim is None else (1 + claim.requests, prompt_tokens + claim.all_tokens)
         )
-        there = len(member.prefilling) + len(member.decoding)
+        there = member.in_flight
         if seen is None:
             return True
         if there + requests + max(seen.strangers, 0.0) > seen.places.limit:
@@ -177,11 +177,9 @@ class Capacity:
         """A stream's first byte came: one that waited for nothing but a place shows how many there are."""
         member, candidate = leg.member, leg.candidate
         running = len(member.decoding)
-        if candidate.prefilling + candidate.decoding < running:
-            if running > self._least:
-                self._ran(member, running, now_s)
-        elif (
-            member.ended > leg.ended_mark
+        if (
+            candidate.in_flight >= running
+            and member.ended > leg.ended_mark
             and leg.stage is Stage.WHOLE
             and leg.request.stream
             and self._rates.is_late(
@@ -195,10 +193,13 @@ class Capacity:
 
     def _ran(self, member: Member, running: int, now_s: float) -> None:
         self._of(member).places.ran(running, now_s)
-        self._least = min((seen.places.limit for seen in self._seen.values()), default=inf)
+        self._find_least()
 
     def _filled(self, member: Member, running: int, now_s: float) -> None:
         self._of(member).places.filled(running, now_s)
+        self._find_least()
+
+    def _find_least(self) -> None:
         self._least = min(seen.places.limit for seen in self._seen.values())
 
     def sampled(self, member: Member, sample: LoadSample, now_s: float) -> None:
@@ -212,8 +213,7 @@ class Capacity:
         if sample.running is None or member.endpoint.role is Role.PREFILL:
             return  # what waits there waits for tokens, not for places
         there = sample.running + (sample.waiting or 0)
-        ours = len(member.prefilling) + len(member.decoding)
-        seen.strangers += _GAIN * (there - ours - seen.strangers)
+        seen.strangers += _GAIN * (there - member.in_flight - seen.strangers)
         if (
             sample.queued
             and self._rates.is_late(member.endpoint, member.oldest_wait_s(now_s), member.prefill_tokens)
@@ -231,7 +231,7 @@ class Capacity:
         """Requests at an endpoint, whosever they are."""
         seen = self._of(member)
         strangers = max(round(seen.strangers), 0) if now_s - seen.at_s < _FRESH_S else 0
-        return len(member.prefilling) + len(member.decoding) + strangers
+        return member.in_flight + strangers
 
     def _of(self, member: Member) -> _Seen:
         seen = self._seen.get(member.endpoint.name)

@@ -178,6 +178,11 @@ class Member:
             del self.decoding[leg.id]
             self.began_s = self.began_s - leg.began_s if self.decoding else 0.0
 
+    @property
+    def in_flight(self) -> int:
+        """Legs that have not ended."""
+        return len(self.prefilling) + len(self.decoding)
+
     def oldest_wait_s(self, now_s: float) -> float:
         """Age of the oldest leg without first byte, 0 if there is none."""
         for leg in self.prefilling.values():

@@ -50,4 +50,4 @@ def shortlist(
 
 def _load(member: Member) -> tuple[int, int]:
     """What is ahead of a new request first, then how many share the engine."""
-    return (member.prefill_tokens, len(member.prefilling) + len(member.decoding))
+    return (member.prefill_tokens, member.in_flight)
