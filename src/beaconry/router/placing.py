@@ -13,7 +13,7 @@ from beaconry.config.disaggregation import Disaggregation
 from beaconry.disagg.plan import LITTLE, Plan, Prefill, Reason, plan
 from beaconry.router.admission import Admission
 from beaconry.router.caches import Caches, Finding
-from beaconry.router.exchange import Exchange, as_prefill
+from beaconry.router.exchange import Exchange, Leg, as_prefill
 from beaconry.router.member import Member
 from beaconry.router.members import Members
 from beaconry.scheduling.failures import PluginFailures
@@ -48,16 +48,14 @@ class Placing:
         request = exchange.request
         finding = self._caches.find(request)
         if exchange.prefill is not None:
-            return self._answering(exchange, exchange.prefill.member, finding, now_s)
+            return self._answering(exchange, exchange.prefill, finding, now_s)
         if not self.members.splits(request.model):
             return self._schedule(request, exchange.tried, finding, now_s, Stage.WHOLE)
         chosen = self._plan(request, exchange.tried, exchange.whole, finding, now_s)
-        if chosen.splits and not self.members.open_to(request.model, now_s, exchange.tried):
-            return None  # nobody would answer
-        if chosen.splits:
-            decision = self._schedule(as_prefill(request), exchange.tried, finding, now_s, Stage.PREFILL)
-        else:
-            decision = self._schedule(request, exchange.tried, finding, now_s, Stage.WHOLE)
+        if chosen.splits and not self.can_answer(exchange, now_s):
+            return None
+        asked = as_prefill(request) if chosen.splits else request
+        decision = self._schedule(asked, exchange.tried, finding, now_s, chosen.stage)
         return None if decision is None else replace(decision, stage=chosen.stage, plan=chosen.reason.value)
 
     def splits(self, request: Request, now_s: float) -> bool:
@@ -111,10 +109,8 @@ class Placing:
             return Prefill.OPEN
         return Prefill.FULL if members else Prefill.NONE
 
-    def _answering(self, exchange: Exchange, source: Member, finding: Finding, now_s: float) -> Decision | None:
-        """The endpoint for the second leg."""
-        prefill = exchange.prefill
-        assert prefill is not None
+    def _answering(self, exchange: Exchange, prefill: Leg, finding: Finding, now_s: float) -> Decision | None:
+        """The endpoint for the second leg; `prefill` was the first."""
         assert prefill.first_byte_s is not None
         decision = self._schedule(exchange.request, exchange.tried, finding, now_s, Stage.DECODE)
         if decision is None:
@@ -123,7 +119,7 @@ class Placing:
             decision,
             stage=Stage.DECODE,
             plan=exchange.plan,
-            source=source.endpoint.name,
+            source=prefill.member.endpoint.name,
             prefill_s=prefill.first_byte_s - prefill.dispatched_s,
         )
 
