@@ -112,7 +112,7 @@ def run(name: str, rate: int, seed: int) -> Row:
         caches=Caches(ApproximateIndex(), exact, TierLoads(rates)),
     )
     plan = Plan(OPENINGS(rate, Random(seed)), until_s=until_s)
-    fleet = Fleet(router, engines, endpoints, conditions=Conditions(kv_events=setup.exact))
+    fleet = Fleet([router], engines, endpoints, conditions=Conditions(kv_events=setup.exact))
     samples = fleet.run(plan, until_s=until_s + DRAIN_S)
     told = outcome(samples, WARMUP_S, workload=name, load=rate, policy=setup.policy, seed=seed)
     totals = [engine.statistics() for engine in engines.values()]

@@ -173,7 +173,7 @@ def run(traffic: Traffic, name: str, seed: int, prefill: int, until_s: float) ->
     conditions = replace(
         conditions_of(scenario, machines.endpoints), request_s=machines.request_s, kv_ways=machines.kv_ways
     )
-    fleet = Fleet(router, machines.engines, machines.endpoints, conditions=conditions, seed=seed)
+    fleet = Fleet([router], machines.engines, machines.endpoints, conditions=conditions, seed=seed)
     plan = Plan(openings(scenario.workloads, 1.0, seed, TraceFiles(Path())), until_s=until_s)
     samples = fleet.run(plan, until_s=until_s + SETTLE_S)
     steady, prompt = (summarise(samples, slo=slo, warmup_s=WARMUP_S) for slo in (STEADY, PROMPT))

@@ -148,19 +148,19 @@ def run(trace: Path | None, size: int, case: tuple[str, str, str, int]) -> Outco
     policies = [VIEWS[view]] * SITUATIONS[situation]
     if situation == BYPASS:
         policies[1] = "round-robin"
-    first, *others = [router(policy, 10 * seed + number) for number, policy in enumerate(policies)]
+    routers = [router(policy, 10 * seed + number) for number, policy in enumerate(policies)]
     exact = view == "exact"
     engines = {f"engine-{i}": Engine(work.settings, work.timing, record_events=exact) for i in range(ENGINES)}
     endpoints = {engine: Endpoint(name=engine, host="sim", port=1, model="m") for engine in engines}
     conditions = Conditions(kv_events=exact, event_delay_s=EVENT_DELAY_S if exact else 0.0)
     kind = Restarted if situation == RESTART else Fleet
-    fleet = kind(first, engines, endpoints, replicas=others, conditions=conditions, seed=seed)
+    fleet = kind(routers, engines, endpoints, conditions=conditions, seed=seed)
     if isinstance(fleet, Restarted):
         begin_s = fleet.restart_s = (begin_s + end_s) / 2
     plan = Plan(work.openings(Random(seed)), until_s=end_s)
     samples = fleet.run(plan, until_s=end_s + DRAIN_S)
     counted = [s for s in samples if s.planned_s >= begin_s and not (situation == BYPASS and s.index % 2)]
-    endings = [e for one in (first, *others) for e in one.statistics(fleet.now_s).endpoints]
+    endings = [e for one in routers for e in one.statistics(fleet.now_s).endpoints]
     prompt = max(sum(e.prompt_tokens for e in endings), 1)
     return Outcome(
         workload=name,

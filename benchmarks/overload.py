@@ -161,7 +161,7 @@ def run(workload: str, load: int, flow: Flow, seed: int) -> Run:
     )
     names = [f"engine-{i}" for i in range(ENGINES)]
     fleet = Fleet(
-        router,
+        [router],
         {name: Engine(SETTINGS, TIMING) for name in names},
         {name: Endpoint(name=name, host="sim", port=1, model="m") for name in names},
         mark=marks,

@@ -120,7 +120,7 @@ def in_virtual_time(spec: str, load: Load) -> Run:
             ways[process.name] = options.kv_transfer.way
     router = make_router(plan_gateway(service, Listen()))
     endpoints = {process.name: process.endpoint for process in processes}
-    fleet = Fleet(router, engines, endpoints, conditions=Conditions(kv_ways=ways))
+    fleet = Fleet([router], engines, endpoints, conditions=Conditions(kv_ways=ways))
     samples = fleet.run(load.plan(), until_s=3600.0)
     plans = router.statistics(fleet.now_s).models["m"].plans
     return Run(samples=samples, in_two_legs=sum(count for (stage, _), count in plans.items() if stage is Stage.PREFILL))

@@ -171,7 +171,7 @@ def run(workload: str, load: int, policy: str, seed: int) -> Outcome:
         )
         engines[name] = Engine(setup.settings, timing)
         endpoints[name] = Endpoint(name=name, host="sim", port=1, model="m")
-    samples = Fleet(router, engines, endpoints).run(plan, until_s=until_s + DRAIN_S)
+    samples = Fleet([router], engines, endpoints).run(plan, until_s=until_s + DRAIN_S)
     return outcome(samples, setup.warmup_s, workload=workload, load=load, policy=policy, seed=seed)
 
 

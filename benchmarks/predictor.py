@@ -195,7 +195,7 @@ def record(setup: Setup, requests: int, seed: int) -> Recorder:
         label = setup.preset if setup.known else "default"
         endpoints[name] = Endpoint(name=name, host="sim", port=1, model="m", variant=label)
     plan = Plan(islice(openings(setup, Random(seed)), requests // setup.turns))
-    Fleet(router, engines, endpoints).run(plan, until_s=1e6)
+    Fleet([router], engines, endpoints).run(plan, until_s=1e6)
     return recorder
 
 

@@ -107,7 +107,7 @@ def run(way: str, in_flight: int, requests: int, profile: cProfile.Profile | Non
     preset = variant(PRESET)
     names = [f"engine-{i}" for i in range(ENGINES)]
     fleet = Fleet(
-        meter,  # type: ignore[arg-type]
+        [meter],  # type: ignore[list-item]
         {name: Engine(preset.settings(16), preset.step_time(), rng=Random(i)) for i, name in enumerate(names)},
         {name: Endpoint(name=name, host="sim", port=1, model="m", variant=PRESET) for name in names},
         mark=mark,

@@ -192,7 +192,7 @@ def run(case: Case) -> Outcome:
         engines[f"engine-{i}"] = Engine(settings, preset.step_time(), rng=Random(case.seed + i))
         endpoints[f"engine-{i}"] = Endpoint(name=f"engine-{i}", host="sim", port=1, model="m", variant=case.preset)
     plan = plan_of(case)
-    fleet = Fleet(Door(router, case.seed, stale=stale), engines, endpoints)  # type: ignore[arg-type]
+    fleet = Fleet([Door(router, case.seed, stale=stale)], engines, endpoints)  # type: ignore[list-item]
     samples = fleet.run(plan, until_s=1e5)
     source = forecasts.statistics()[case.preset].source.value
     return outcome(case, samples, source)

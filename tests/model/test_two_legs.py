@@ -133,12 +133,10 @@ def small_fleet(conditions, seed, *, mode="auto", aggregate=True, routers=1):
     )
     settings = EngineSettings(num_blocks=200, max_num_seqs=8, max_num_batched_tokens=512)
     timing = LinearStepTime(fixed_s=0.01, per_seq_s=1e-4, prefill_tps=20_000)
-    first, *others = [make_router(config) for _ in range(routers)]
     return Fleet(
-        first,
+        [make_router(config) for _ in range(routers)],
         {name: Engine(settings, timing) for name in ROLES},
         {name: Endpoint(name=name, host="sim", port=1, model="m", role=role) for name, role in ROLES.items()},
-        replicas=others,
         conditions=conditions,
         seed=seed,
     )

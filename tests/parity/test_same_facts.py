@@ -73,7 +73,7 @@ def test_what_happened_in_virtual_time_has_the_same_effects_under_asyncio(policy
     tape = Tape(make_router(config))
     names = ["e0", "e1", "e2"]
     fleet = Fleet(
-        tape,
+        [tape],
         {name: Engine(SETTINGS, TIMING) for name in names},
         {name: Endpoint(name=name, host="127.0.0.1", port=1, model="m") for name in names},
     )

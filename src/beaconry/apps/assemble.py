@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 import resource
-import secrets
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -132,7 +131,6 @@ class Gateway:
             page.slices,
             config.access,
             engine_key=None if key_file is None else read_key(Path(key_file)),
-            boot_id=secrets.token_hex(4),
         )
         tenants = self._load_tenants()
         self._server = await serve(door.handle, config.listen.host, config.listen.port, config.limits, door.screen)

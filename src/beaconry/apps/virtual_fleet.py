@@ -79,7 +79,7 @@ def run_cell(
         kv_ways=machines.kv_ways,
         steps_at_once=steps_at_once,
     )
-    fleet = Fleet(routers[0], machines.engines, endpoints, replicas=routers[1:], conditions=conditions, seed=cell.seed)
+    fleet = Fleet(routers, machines.engines, endpoints, conditions=conditions, seed=cell.seed)
     recorder = Recorder()
     plan = Plan(openings(scenario.workloads, cell.load, cell.seed, TraceFiles(folder)), until_s=scenario.duration_s)
     until_s = float("inf") if scenario.duration_s is None else scenario.duration_s + scenario.settle_s

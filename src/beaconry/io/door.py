@@ -6,6 +6,7 @@ Only `/v1/...` reaches an engine, by the `model` in its JSON body; an engine's o
 import asyncio
 import logging
 import re
+import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import partial
 from http import HTTPStatus
@@ -89,7 +90,6 @@ class Door:
         access: Access,
         *,
         engine_key: bytes | None,
-        boot_id: str,
     ) -> None:
         self._desk = desk
         self._prompts = prompts
@@ -98,7 +98,7 @@ class Door:
         self._session_header = access.session_header.lower().encode() if access.session_header else None
         self._authorization = b"" if engine_key is None else b"authorization: Bearer %b\r\n" % engine_key
         """For the engines, in the client's stead; empty if they ask for no key, or the client's own passes."""
-        self._boot_id = boot_id
+        self._boot_id = secrets.token_hex(4)
         """Makes request ids unique across restarts."""
         self._count = 0
         self._metrics = metrics

@@ -76,16 +76,15 @@ class Fleet:
 
     def __init__(
         self,
-        router: Router,
+        routers: Sequence[Router],
         engines: Mapping[str, Engine],
         endpoints: Mapping[str, Endpoint],
         *,
-        replicas: Sequence[Router] = (),
         conditions: Conditions = Conditions(),  # noqa: B008 frozen
         seed: int = 0,
         mark: Callable[[PlannedRequest, Request], Request] | None = None,
     ) -> None:
-        """`engines` and `endpoints` have the same names; all endpoints must serve the same model. `replicas`: further routers.
+        """`engines` and `endpoints` have the same names; all endpoints must serve the same model. `routers`: at least one.
 
         `seed` is of the chance in the conditions: losses on the way. `mark` may give a request what a plan does not tell: tenant,
         priority, objectives.
@@ -94,7 +93,7 @@ class Fleet:
         self._conditions = conditions
         self._model = next(iter(endpoints.values())).model
         self._heap = EventHeap()
-        self._fronts = [Front(number, one) for number, one in enumerate((router, *replicas))]
+        self._fronts = [Front(number, one) for number, one in enumerate(routers)]
         self._running: dict[str, Leg] = {}
         self._transfers = Transfers(self._heap, conditions.kv_ways, self._running, self._nothing_kept)
         steps, fetch = conditions.steps_at_once, self._transfers.fetch

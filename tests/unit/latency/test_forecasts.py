@@ -56,7 +56,7 @@ def fleet(forecasts, rates, *, named=True, engines=2):
     label = PRESET if named else "default"
     settings = EngineSettings(num_blocks=20_000, step_noise=0.03)
     return Fleet(
-        router,
+        [router],
         {name: Engine(settings, variant(PRESET).step_time(), rng=Random(i)) for i, name in enumerate(names)},
         {name: Endpoint(name=name, host="h", port=1, model="m", variant=label) for name in names},
     )

@@ -32,16 +32,15 @@ SHAPE = Shape(
 )  # fmt: skip
 
 
-def fleet(engines=3, policy="expected-cost", blocks=400, deadlines=None, conditions=None, replicas=0):
+def fleet(engines=3, policy="expected-cost", blocks=400, deadlines=None, conditions=None, routers=1):
     names = [f"e{i}" for i in range(engines)]
     settings = EngineSettings(num_blocks=blocks, max_num_seqs=8, max_num_batched_tokens=512)
     timing = LinearStepTime(fixed_s=0.01, per_seq_s=1e-4, prefill_tps=20_000)
     return Fleet(
-        router_like(policy, deadlines),
+        [router_like(policy, deadlines) for _ in range(routers)],
         {name: Engine(settings, timing) for name in names},
         {name: Endpoint(name=name, host="sim", port=1, model="m") for name in names},
         conditions=conditions or Conditions(),
-        replicas=[router_like(policy, deadlines) for _ in range(replicas)],
     )
 
 
@@ -153,7 +152,7 @@ def test_whatever_goes_wrong_every_request_ends_once_and_nothing_is_left_behind(
         event_loss=rng.random() * 0.3,
     )
     deadlines = Deadlines(first_byte_s=3.0, idle_s=4.0, total_s=20.0)
-    virtual = fleet(4, conditions=conditions, replicas=seed % 3, deadlines=deadlines)
+    virtual = fleet(4, conditions=conditions, routers=1 + seed % 3, deadlines=deadlines)
     samples = virtual.run(plan(seed=seed), until_s=120.0)
     virtual.check()
     assert sorted(s.index for s in samples) == list(range(len(samples)))

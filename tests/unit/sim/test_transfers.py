@@ -103,7 +103,7 @@ def fleet(prefill=1, decode=1, blocks=400, **conditions):
     engines = {name: Engine(settings, TIMING) for name in names}
     endpoints = {name: Endpoint(name=name, host="sim", port=1, model="m", role=role) for name, role in names.items()}
     conditions = Conditions(**({"kv_ways": dict.fromkeys(names, WAY)} | conditions))
-    return Fleet(TwoLegs(), engines, endpoints, conditions=conditions), engines
+    return Fleet([TwoLegs()], engines, endpoints, conditions=conditions), engines
 
 
 def single(prompt=100, output=4, at_s=1.0, text=1):
