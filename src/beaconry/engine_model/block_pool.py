@@ -124,7 +124,7 @@ class BlockPool:
 
     def publish(self, sequence: Sequence, full_blocks: int) -> None:
         """Make the sequence's private blocks below index `full_blocks` shareable, as far as their hashes are known."""
-        table, hashes = sequence.table, sequence.hashes
+        table, hashes = sequence.table, sequence.content.hashes
         start, end = len(table), min(full_blocks, len(hashes))
         if start >= end or not self.caching:
             return
@@ -147,7 +147,7 @@ class BlockPool:
 
     def offload(self, sequence: Sequence, end: int) -> None:
         """Copy the prompt's blocks below index `end` into the tiers, where they are not there yet."""
-        prompt = sequence.hashes[: min(end, sequence.prompt_tokens // self.block_tokens)] if self.tiers else ()
+        prompt = sequence.content.hashes[: min(end, sequence.prompt_tokens // self.block_tokens)] if self.tiers else ()
         for tier in self.tiers:
             new, gone = tier.keep(prompt)
             if self._events is None:
@@ -252,13 +252,13 @@ class BlockPool:
             self._events.append(BlockRemoved(block_hash=key if block_hash is None else block_hash))
 
     def _stored(self, sequence: Sequence, start: int, end: int, tier: Tier = Tier.GPU) -> BlockStored:
-        size = self.block_tokens
+        size, content = self.block_tokens, sequence.content
         return BlockStored(
-            block_hashes=tuple(sequence.hashes[start:end]),
-            parent_hash=sequence.hashes[start - 1] if start else None,
-            token_ids=() if sequence.tokens is None else tuple(sequence.tokens[start * size : end * size]),
+            block_hashes=tuple(content.hashes[start:end]),
+            parent_hash=content.hashes[start - 1] if start else None,
+            token_ids=() if content.tokens is None else tuple(content.tokens[start * size : end * size]),
             block_tokens=size,
-            lora=sequence.lora,
-            salt=None if start else sequence.salt,
+            lora=content.lora,
+            salt=None if start else content.salt,
             tier=tier,
         )

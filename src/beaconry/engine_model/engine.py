@@ -33,6 +33,7 @@ from beaconry.engine_model.values import EngineSettings, EngineStatistics, StepR
 from beaconry.engine_model.waiting_queue import WaitingQueue
 from beaconry.values.errors import CallerError, InternalError
 from beaconry.values.kv_events import KvEvent
+from beaconry.values.stage import Stage
 
 
 class Engine:
@@ -147,8 +148,8 @@ class Engine:
         running: set[str] = set()
         waiting: set[str] = set()
         for sequence in self._sequences.values():
-            if sequence.lora is not None:
-                (waiting if sequence.phase in (Phase.WAITING, Phase.IMPORT) else running).add(sequence.lora)
+            if (lora := sequence.content.lora) is not None:
+                (waiting if sequence.phase in (Phase.WAITING, Phase.IMPORT) else running).add(lora)
         return running, waiting
 
     def reset_prefix_cache(self) -> bool:
@@ -409,7 +410,7 @@ class Engine:
             self._calendar.add(sequence)
 
     def _end(self, sequence: Sequence, phase: Phase, now_s: float) -> None:
-        if sequence.hands_over and phase is Phase.FINISHED:
+        if sequence.stage is Stage.PREFILL and phase is Phase.FINISHED:
             self.holdings.keep(sequence, now_s + self.settings.kv_lease_s)
         else:
             self._pool.release(sequence)
@@ -429,7 +430,7 @@ class Engine:
         while budget > 0 and places > 0 and (sequence := self._waiting.first()) is not None:
             tokens = sequence.prompt_tokens + sequence.generated
             limit = (tokens - 1) // size
-            keys = pool.match(sequence.hashes, limit)
+            keys = pool.match(sequence.content.hashes, limit)
             if (blocks := -(-tokens // size)) > pool.free and blocks - pool.count_held(keys) > pool.free:
                 self._blocked = True
                 return
@@ -439,10 +440,10 @@ class Engine:
             first = sequence.admitted_s is None
             if first:
                 sequence.admitted_s = now_s
-            if first and sequence.imports:
+            if first and sequence.stage is Stage.DECODE:
                 self.imports.begin(sequence)
                 continue
-            loaded, loading_s = pool.loadable(sequence.hashes, len(keys), limit)
+            loaded, loading_s = pool.loadable(sequence.content.hashes, len(keys), limit)
             pool.offload(sequence, len(keys))
             self._loading_s += loading_s
             self._tier_queries += tokens - len(keys) * size if pool.tiers else 0

@@ -17,6 +17,7 @@ from operator import attrgetter
 from beaconry.engine_model.block_pool import BlockPool
 from beaconry.engine_model.sequence import Phase, Sequence
 from beaconry.engine_model.waiting_queue import WaitingQueue
+from beaconry.values.stage import Stage
 
 NEVER = float("inf")
 
@@ -153,7 +154,7 @@ class Imports:
             return False
         self.discard(sequence)
         self._pool.release(sequence)
-        sequence.imports = False
+        sequence.stage = Stage.WHOLE
         sequence.fetched = 0
         sequence.admitted_s = sequence.cached_tokens = None
         self._waiting.push(sequence)

@@ -6,6 +6,10 @@ A request with `n` completions is `n` sequences that share their prompt (and so 
 from collections.abc import Sequence as Sized
 from enum import Enum
 
+from msgspec import Struct
+
+from beaconry.values.stage import Stage
+
 
 class Phase(Enum):
     """Where a sequence is. Preemption goes back from PREFILL or DECODE to WAITING.
@@ -22,24 +26,36 @@ class Phase(Enum):
     ABORTED = "aborted"
 
 
+class Content(Struct, frozen=True, kw_only=True):
+    """What a sequence's blocks hold, as far as it matters: which of them are alike, and what KV events say of them."""
+
+    hashes: Sized[int] = ()
+    """Chained hashes of the full blocks, prompt first: `hashes[i]` stands for all tokens up to the end of block i. They may grow as
+    tokens are generated. Blocks without a hash are never shared."""
+    tokens: Sized[int] | None = None
+    """Token ids, prompt first, growing likewise; read only when the engine records KV events, and None if nobody needs them."""
+    lora: str | None = None
+    """The adapter it runs with; the hashes must already differ by it, and by the salt."""
+    salt: str | None = None
+
+
+UNKNOWN = Content()
+
+
 class Sequence:
     """A prompt and the number of tokens that will be generated for it.
 
-    The caller sets the first group and never changes it after submission, except that `hashes` (and `tokens`) may grow as
-    tokens are generated. The engine sets the rest; callers only read it.
+    The caller sets the first group and never changes it after submission. The engine sets the rest, and makes a stage WHOLE whose KV
+    does not come; callers only read it.
 
     Attributes:
         id: unique among the sequences in the engine.
         prompt_tokens: at least 1.
         output_tokens: at least 1; all of them are generated unless the sequence is aborted.
-        hashes: chained hashes of the full blocks, prompt first. `hashes[i]` stands for all tokens up to the end of block i.
-            Blocks without a hash are never shared.
-        tokens: token ids, prompt first, read only when the engine records KV events; None if nobody needs them.
+        content: of its blocks.
         priority: lower is more urgent; equal priorities are served in the order of submission.
-        lora, salt: repeated in KV events; the hashes must already differ by them.
-        hands_over: at its end its blocks are kept for another engine, see `Engine.release`.
-        imports: its prompt's KV comes from another engine, see `Imports`; computed here if it is lost to a preemption, or never
-            comes.
+        stage: PREFILL if its blocks are kept for another engine at its end, see `Holdings`. DECODE if its prompt's KV comes from another
+            one, see `Imports`; computed here if it is lost to a preemption, or never comes.
         cached_tokens: prompt tokens found in the prefix cache at the first admission; None before it.
         fetched: prompt tokens whose KV came from another engine, or is to come.
         preemptions: how often the sequence lost its blocks and had to be computed again.
@@ -53,16 +69,13 @@ class Sequence:
         "arrived_s",
         "cached_tokens",
         "computed",
+        "content",
         "due_step",
         "fetched",
         "finished_s",
         "first_token_s",
         "generated",
-        "hands_over",
-        "hashes",
         "id",
-        "imports",
-        "lora",
         "origin_step",
         "output_tokens",
         "phase",
@@ -70,36 +83,27 @@ class Sequence:
         "priority",
         "private_blocks",
         "prompt_tokens",
-        "salt",
         "serial",
+        "stage",
         "table",
-        "tokens",
     )
 
-    def __init__(  # noqa: PLR0913 (a record; everything but the first three is optional)
+    def __init__(
         self,
         id: str,  # noqa: A002
         prompt_tokens: int,
         output_tokens: int,
+        content: Content = UNKNOWN,
         *,
-        hashes: Sized[int] = (),
-        tokens: Sized[int] | None = None,
         priority: int = 0,
-        lora: str | None = None,
-        salt: str | None = None,
-        hands_over: bool = False,
-        imports: bool = False,
+        stage: Stage = Stage.WHOLE,
     ) -> None:
         self.id = id
         self.prompt_tokens = prompt_tokens
         self.output_tokens = output_tokens
-        self.hashes = hashes
-        self.tokens = tokens
+        self.content = content
         self.priority = priority
-        self.lora = lora
-        self.salt = salt
-        self.hands_over = hands_over
-        self.imports = imports
+        self.stage = stage
 
         self.phase = Phase.NEW
         self.cached_tokens: int | None = None
@@ -120,7 +124,7 @@ class Sequence:
         self.private_blocks = 0  # blocks held behind `table`, not shareable (yet)
 
     def copy(self) -> "Sequence":
-        """Return an independent sequence in the same place; `hashes` and `tokens` are shared."""
+        """Return an independent sequence in the same place; the content is shared."""
         other = Sequence.__new__(Sequence)
         for name in Sequence.__slots__:
             setattr(other, name, getattr(self, name))

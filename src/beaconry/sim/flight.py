@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from beaconry.engine_model.sequence import Sequence
+from beaconry.engine_model.sequence import Content, Sequence
 from beaconry.router.effects import StartLeg
 from beaconry.router.router import Router
 from beaconry.sim.host import Host
@@ -77,9 +77,8 @@ class Leg:
             self.sequence_id,
             self.flight.prompt_tokens,
             1 if self.stage is Stage.PREFILL else planned.output_tokens,
-            hashes=self.flight.hashes(self.host.engine.settings.block_tokens),
-            hands_over=self.stage is Stage.PREFILL,
-            imports=self.stage is Stage.DECODE,
+            Content(hashes=self.flight.hashes(self.host.engine.settings.block_tokens)),
+            stage=self.stage,
         )
 
 

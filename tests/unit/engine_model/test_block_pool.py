@@ -3,14 +3,14 @@
 import pytest
 
 from beaconry.engine_model.block_pool import BlockPool
-from beaconry.engine_model.sequence import Sequence
+from beaconry.engine_model.sequence import Content, Sequence
 from beaconry.values.errors import InternalError
 from beaconry.values.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
 
 
-def holding(pool, hashes, blocks=None, **fields):
+def holding(pool, hashes, blocks=None):
     """A sequence that holds `blocks` blocks, those with hashes published."""
-    sequence = Sequence("s", 1, 1, hashes=hashes, **fields)
+    sequence = Sequence("s", 1, 1, Content(hashes=hashes))
     count = len(hashes) if blocks is None else blocks
     pool.allocate(count)
     sequence.private_blocks = count
@@ -84,7 +84,7 @@ def test_a_third_equal_block_queues_behind_the_copy_that_outlived_the_first():
 
 def test_events_name_parent_tokens_lora_and_the_salt_of_a_first_block():
     pool = BlockPool(4, 2, record_events=True)
-    sequence = Sequence("s", 1, 1, hashes=[7, 8], tokens=[1, 2, 3, 4, 5], lora="ad", salt="x")
+    sequence = Sequence("s", 1, 1, Content(hashes=[7, 8], tokens=[1, 2, 3, 4, 5], lora="ad", salt="x"))
     pool.allocate(2)
     sequence.private_blocks = 2
     pool.publish(sequence, 1)

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beaconry.engine_model.engine import Engine
-from beaconry.engine_model.sequence import Phase, Sequence
+from beaconry.engine_model.sequence import Content, Phase, Sequence
 from beaconry.engine_model.step_time import LinearStepTime
 from beaconry.engine_model.values import EngineSettings
 from beaconry.values.errors import CallerError, InternalError, OperatorError
 from beaconry.values.kv_events import BlockStored
+from beaconry.values.stage import Stage
 
 STEP_TIME = LinearStepTime(fixed_s=0.01, per_seq_s=0.001, per_context_token_s=1e-6, prefill_tps=10_000)
 
@@ -80,9 +81,9 @@ def test_what_is_left_of_the_budget_goes_to_the_next_in_line():
 def test_the_last_token_of_a_cached_prompt_is_computed_again():
     machine = engine(block_tokens=16)
     hashes = [1, 2, 3, 4]
-    machine.submit(Sequence("a", 64, 1, hashes=hashes), 0.0)
+    machine.submit(Sequence("a", 64, 1, Content(hashes=hashes)), 0.0)
     run_all(machine)
-    exact, longer = Sequence("b", 64, 1, hashes=hashes), Sequence("c", 65, 1, hashes=hashes)
+    exact, longer = Sequence("b", 64, 1, Content(hashes=hashes)), Sequence("c", 65, 1, Content(hashes=hashes))
     machine.submit(exact, 1.0)
     machine.submit(longer, 1.0)
     run_all(machine, 1.0)
@@ -92,8 +93,8 @@ def test_the_last_token_of_a_cached_prompt_is_computed_again():
 
 def test_two_sequences_admitted_together_compute_their_common_prefix_once():
     machine = engine()
-    machine.submit(Sequence("a", 40, 2, hashes=[1, 2]), 0.0)
-    machine.submit(Sequence("b", 40, 2, hashes=[1, 2]), 0.0)
+    machine.submit(Sequence("a", 40, 2, Content(hashes=[1, 2])), 0.0)
+    machine.submit(Sequence("b", 40, 2, Content(hashes=[1, 2])), 0.0)
     _, result = run_step(machine)
     assert result.prefill_tokens == 40 + 8
     assert machine.statistics().prefix_hits == 32
@@ -101,9 +102,9 @@ def test_two_sequences_admitted_together_compute_their_common_prefix_once():
 
 def test_generated_tokens_are_cached_for_the_next_turn():
     machine = engine()
-    machine.submit(Sequence("a", 20, 30, hashes=[1, 2, 3]), 0.0)
+    machine.submit(Sequence("a", 20, 30, Content(hashes=[1, 2, 3])), 0.0)
     run_all(machine)
-    turn = Sequence("b", 60, 1, hashes=[1, 2, 3])
+    turn = Sequence("b", 60, 1, Content(hashes=[1, 2, 3]))
     machine.submit(turn, 1.0)
     run_all(machine, 1.0)
     assert turn.cached_tokens == 48
@@ -112,7 +113,7 @@ def test_generated_tokens_are_cached_for_the_next_turn():
 def test_hashes_that_become_known_while_decoding_are_published_too():
     machine = Engine(EngineSettings(num_blocks=100), STEP_TIME, record_events=True)
     hashes = [1]
-    machine.submit(Sequence("a", 20, 30, hashes=hashes), 0.0)
+    machine.submit(Sequence("a", 20, 30, Content(hashes=hashes)), 0.0)
     run_step(machine)
     hashes += [2, 3]
     run_all(machine)
@@ -233,7 +234,7 @@ arrivals = st.lists(
         st.integers(1, 60),
         st.integers(1, 40),
         st.integers(0, 2),
-        st.sampled_from(("whole", "prefill", "decode")),
+        st.sampled_from(tuple(Stage)),
     ),
     min_size=1,
     max_size=12,
@@ -251,14 +252,13 @@ class Drive:
         self.times, self.calls = {}, 0
         self.now_s, self.end_s = 0.0, None
         self.due = []
-        for i, (at_s, prompt, output, family, part) in enumerate(sorted(requests)):
+        for i, (at_s, prompt, output, family, stage) in enumerate(sorted(requests)):
             sequence = Sequence(
                 str(i),
                 prompt,
                 output,
-                hashes=[100 * family + j for j in range(prompt // 8)],
-                imports=part == "decode",
-                hands_over=part == "prefill",
+                Content(hashes=[100 * family + j for j in range(prompt // 8)]),
+                stage=stage,
             )
             self.due.append((at_s, self.machine.submit, (sequence, at_s)))
         while self.due or self.end_s is not None:
@@ -291,7 +291,7 @@ class Drive:
         self.calls += 1
         for sequence in self.machine.finish_step(self.now_s).finished:
             self.times[sequence.id] = (sequence.first_token_s, sequence.finished_s, sequence.cached_tokens)
-            if sequence.hands_over:
+            if sequence.stage is Stage.PREFILL:
                 read_s = self.now_s + 0.08 + 1.0733e-7 * int(sequence.id)
                 self.due.append((read_s, self.machine.holdings.release, (sequence.id,)))
         self.machine.check()
@@ -320,7 +320,7 @@ def test_plain_decoding_takes_one_call_for_many_steps():
 def test_a_copy_runs_ahead_without_touching_the_original():
     machine = engine(num_blocks=30, max_num_batched_tokens=64, max_num_seqs=3)
     for name, tokens in (("a", 30), ("b", 100), ("c", 20), ("d", 20)):
-        machine.submit(Sequence(name, tokens, 12, hashes=[1, 2]), 0.0)
+        machine.submit(Sequence(name, tokens, 12, Content(hashes=[1, 2])), 0.0)
     now_s, _ = run_step(machine)
     duration_s = machine.begin_step(now_s)
     before = machine.statistics()

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from beaconry.engine_model.engine import Engine
-from beaconry.engine_model.sequence import Phase, Sequence
+from beaconry.engine_model.sequence import Content, Phase, Sequence
 from beaconry.engine_model.values import EngineSettings
 from beaconry.values.kv_events import AllBlocksCleared, BlockRemoved, BlockStored
+from beaconry.values.stage import Stage
 
 SETTINGS = EngineSettings(num_blocks=14, block_tokens=4, max_num_seqs=4, max_num_batched_tokens=12)
 
@@ -32,9 +33,9 @@ class Block:
 
 
 class NaiveSequence:
-    def __init__(self, name, prompt_tokens, output_tokens, hashes, imports, hands_over):
+    def __init__(self, name, prompt_tokens, output_tokens, hashes, stage):
         self.id, self.prompt_tokens, self.output_tokens, self.hashes = name, prompt_tokens, output_tokens, hashes
-        self.imports, self.hands_over = imports, hands_over
+        self.stage = stage
         self.generated = self.computed = self.preemptions = self.scheduled = 0
         self.cached = None
         self.decoding = False  # its next token needs no prompt token beside its last one
@@ -189,7 +190,7 @@ class NaiveEngine:
             if needed + idle > len(self.queue):
                 break
             cached = len(hit) * self.settings.block_tokens
-            if sequence.imports and sequence.cached is None:
+            if sequence.stage is Stage.DECODE and sequence.cached is None:
                 sequence.cached = cached
                 assert self.allocate(sequence, sequence.tokens, hit, filled=False)
                 self.coming.append(self.waiting.pop(0))
@@ -223,7 +224,7 @@ class NaiveEngine:
                 if sequence.generated == sequence.output_tokens:
                     finished.append(sequence.id)
                     self.running.remove(sequence)
-                    if sequence.hands_over:
+                    if sequence.stage is Stage.PREFILL:
                         self.held.append(sequence)
                     else:
                         self.free(sequence)
@@ -248,10 +249,10 @@ class EngineMachine(RuleBasedStateMachine):
         rest=st.integers(1, 14),
         output_tokens=st.integers(1, 14),
         known=st.booleans(),
-        part=st.sampled_from(("whole", "whole", "prefill", "decode")),
+        stage=st.sampled_from((Stage.WHOLE, Stage.WHOLE, Stage.PREFILL, Stage.DECODE)),
     )
-    def submit(self, family, shared, rest, output_tokens, known, part):
-        output_tokens = 1 if part == "prefill" else output_tokens
+    def submit(self, family, shared, rest, output_tokens, known, stage):
+        output_tokens = 1 if stage is Stage.PREFILL else output_tokens
         name = str(len(self.pairs))
         size = SETTINGS.block_tokens
         prompt_tokens = min(shared * size + rest, 40)
@@ -259,9 +260,8 @@ class EngineMachine(RuleBasedStateMachine):
         hashes = [
             1000 * family + i if i < shared or rest == 4 else 10_000 * (len(self.pairs) + 1) + i for i in range(blocks)
         ]
-        parts = {"imports": part == "decode", "hands_over": part == "prefill"}
-        twin = NaiveSequence(name, prompt_tokens, output_tokens, hashes, **parts)
-        self.pairs[name] = (Sequence(name, prompt_tokens, output_tokens, hashes=hashes, **parts), twin)
+        twin = NaiveSequence(name, prompt_tokens, output_tokens, hashes, stage)
+        self.pairs[name] = (Sequence(name, prompt_tokens, output_tokens, Content(hashes=hashes), stage=stage), twin)
         self.engine.submit(self.pairs[name][0], self.now_s)
         self.naive.submit(twin)
 

@@ -3,9 +3,10 @@
 import pytest
 
 from beaconry.engine_model.engine import Engine
-from beaconry.engine_model.sequence import Phase, Sequence
+from beaconry.engine_model.sequence import Content, Phase, Sequence
 from beaconry.engine_model.step_time import LinearStepTime
 from beaconry.engine_model.values import EngineSettings
+from beaconry.values.stage import Stage
 
 STEP_TIME = LinearStepTime(fixed_s=0.01, per_seq_s=0.001, per_context_token_s=1e-6, prefill_tps=10_000, prompt_s=0.1)
 
@@ -21,13 +22,13 @@ def run_step(machine, now_s=0.0):
     return end_s, result
 
 
-def importing(name="d", prompt=100, output=3, **more):
-    return Sequence(name, prompt, output, imports=True, **more)
+def importing(name="d", prompt=100, output=3, hashes=()):
+    return Sequence(name, prompt, output, Content(hashes=hashes), stage=Stage.DECODE)
 
 
 def test_a_handed_over_prompt_ends_with_its_first_token_and_keeps_its_blocks():
     machine = engine()
-    sequence = Sequence("p", 100, 1, hands_over=True)
+    sequence = Sequence("p", 100, 1, stage=Stage.PREFILL)
     machine.submit(sequence, 0.0)
     _, result = run_step(machine)
     assert result.started == result.finished == [sequence]
@@ -40,7 +41,7 @@ def test_a_handed_over_prompt_ends_with_its_first_token_and_keeps_its_blocks():
 
 def test_kept_blocks_are_free_once_they_are_read():
     machine = engine()
-    machine.submit(Sequence("p", 100, 1, hands_over=True), 0.0)
+    machine.submit(Sequence("p", 100, 1, stage=Stage.PREFILL), 0.0)
     run_step(machine)
     assert machine.holdings.release("p")
     assert machine.idle
@@ -51,7 +52,7 @@ def test_kept_blocks_are_free_once_they_are_read():
 def test_kept_blocks_are_free_when_their_lease_ends_and_a_reader_renews_it():
     machine = engine(kv_lease_s=30.0)
     for name in "ab":
-        machine.submit(Sequence(name, 100, 1, hands_over=True), 0.0)
+        machine.submit(Sequence(name, 100, 1, stage=Stage.PREFILL), 0.0)
     end_s, _ = run_step(machine)
     assert machine.holdings.first_end_s == pytest.approx(end_s + 30.0)
     assert machine.holdings.renew("a", 50.0)
@@ -63,7 +64,7 @@ def test_kept_blocks_are_free_when_their_lease_ends_and_a_reader_renews_it():
 
 def test_an_aborted_prompt_is_not_kept():
     machine = engine(max_num_batched_tokens=256, max_num_seqs=8)
-    machine.submit(Sequence("p", 1000, 1, hands_over=True), 0.0)
+    machine.submit(Sequence("p", 1000, 1, stage=Stage.PREFILL), 0.0)
     run_step(machine)
     assert machine.abort("p", 1.0)
     assert machine.idle
@@ -71,7 +72,7 @@ def test_an_aborted_prompt_is_not_kept():
 
 def test_what_is_kept_keeps_others_waiting():
     machine = engine(num_blocks=10)
-    machine.submit(Sequence("p", 100, 1, hands_over=True), 0.0)
+    machine.submit(Sequence("p", 100, 1, stage=Stage.PREFILL), 0.0)
     run_step(machine)
     machine.submit(Sequence("q", 100, 1), 1.0)
     assert machine.begin_step(1.0) is None
@@ -107,7 +108,7 @@ def test_an_import_waits_with_its_blocks_beside_the_batch_and_then_needs_one_pla
 def test_only_what_the_cache_does_not_hold_is_fetched():
     machine = engine()
     hashes = list(range(10))
-    machine.submit(Sequence("before", 64, 1, hashes=hashes[:4]), 0.0)
+    machine.submit(Sequence("before", 64, 1, Content(hashes=hashes[:4])), 0.0)
     run_step(machine)
     sequence = importing(prompt=160, hashes=hashes)
     machine.submit(sequence, 1.0)
@@ -179,7 +180,7 @@ def test_an_aborted_import_frees_its_blocks_and_what_comes_later_is_for_nobody(c
 def test_a_copy_has_imports_and_holdings_of_its_own():
     machine = engine()
     machine.submit(importing(), 0.0)
-    machine.submit(Sequence("p", 100, 1, hands_over=True), 0.0)
+    machine.submit(Sequence("p", 100, 1, stage=Stage.PREFILL), 0.0)
     now_s, _ = run_step(machine)
     ahead = machine.copy()
     ahead.check()
@@ -195,7 +196,7 @@ def test_a_copy_has_imports_and_holdings_of_its_own():
 
 def test_a_reader_that_is_heard_never_shortens_a_lease():
     machine = engine(kv_lease_s=30.0)
-    machine.submit(Sequence("p", 100, 1, hands_over=True), 0.0)
+    machine.submit(Sequence("p", 100, 1, stage=Stage.PREFILL), 0.0)
     end_s, _ = run_step(machine)
     assert machine.holdings.extend("p", end_s + 20.0)
     assert machine.holdings.first_end_s == pytest.approx(end_s + 30.0)
@@ -231,7 +232,7 @@ def test_a_prompt_whose_kv_does_not_come_is_computed_before_those_that_came_late
 def test_found_tokens_are_those_of_fetched_prompts_that_were_cached_here():
     hashes = [1, 2, 3, 4, 5, 6]
     machine = engine()
-    machine.submit(Sequence("local", 64, 1, hashes=hashes[:4]), 0.0)
+    machine.submit(Sequence("local", 64, 1, Content(hashes=hashes[:4])), 0.0)
     run_step(machine)
     machine.submit(importing("d", prompt=100, output=1, hashes=hashes), 1.0)
     machine.begin_step(1.0)

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.offload_tier import OffloadTier, run_of
-from beaconry.engine_model.sequence import Phase, Sequence
+from beaconry.engine_model.sequence import Content, Phase, Sequence
 from beaconry.engine_model.step_time import LinearStepTime
 from beaconry.engine_model.values import EngineSettings
 from beaconry.kvindex.exact import ExactIndex, Held
@@ -30,7 +30,7 @@ def prompt(number, blocks):
 def served(engine, hashes, *, name=None, prompt_tokens=None, output_tokens=1):
     """Run one sequence alone; returns it and how long it took."""
     tokens = 4 * len(hashes) + 1 if prompt_tokens is None else prompt_tokens
-    sequence = Sequence(name or str(hashes), tokens, output_tokens, hashes=hashes)
+    sequence = Sequence(name or str(hashes), tokens, output_tokens, Content(hashes=hashes))
     engine.submit(sequence, 0.0)
     spent_s = 0.0
     while (duration_s := engine.begin_step(spent_s)) is not None:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.offload_tier import OffloadTier
 from beaconry.engine_model.replies import Reply, make_reply
-from beaconry.engine_model.sequence import Phase, Sequence
+from beaconry.engine_model.sequence import Content, Phase, Sequence
 from beaconry.engine_model.values import StepResult
 from beaconry.io.engine.answers import ABORTED, Answer, Choice
 from beaconry.io.engine.faults import Fault, Kind
@@ -29,6 +29,7 @@ from beaconry.io.http_exchange import Exchange
 from beaconry.values.block_hash import BlockHasher
 from beaconry.values.errors import CallerError, OperatorError
 from beaconry.values.kv_events import KvEvent
+from beaconry.values.stage import Stage
 
 _LOG = logging.getLogger(__name__)
 CRASH_STATUS: Final = 70
@@ -165,17 +166,19 @@ class Generation:
         asked = answer.asked
         tokens = prompt.tokens + reply.token_ids()
         path = self.options.adapters.get(asked.model)
+        content = Content(
+            hashes=self._hasher.hashes(tokens, lora=None if path is None else (asked.model, path), salt=asked.salt),
+            tokens=tokens if self._publish is not None else None,
+            lora=None if path is None else asked.model,
+            salt=asked.salt,
+        )
         return Sequence(
             name,
             len(prompt.tokens),
             reply.tokens,
-            hashes=self._hasher.hashes(tokens, lora=None if path is None else (asked.model, path), salt=asked.salt),
-            tokens=tokens if self._publish is not None else None,
+            content,
             priority=asked.priority if self.options.by_priority else 0,
-            lora=None if path is None else asked.model,
-            salt=asked.salt,
-            hands_over=isinstance(answer.transfer, Keep),
-            imports=isinstance(answer.transfer, Source),
+            stage=_stage_of(answer.transfer),
         )
 
     def _abort_at_once(self, answer: Answer) -> None:
@@ -246,7 +249,7 @@ class Generation:
             self._live.pop(sequence.id, None)
             self.observations.observe_end(sequence, choice.reply.finish_reason)
             choice.generated = sequence.generated
-            if self.holder is not None and sequence.hands_over:
+            if self.holder is not None and sequence.stage is Stage.PREFILL:
                 choice.answer.kept = self.holder.kept(sequence)
             self._deliver(choice)
 
@@ -274,6 +277,15 @@ class Generation:
 def crash() -> None:
     """End the process as a segmentation fault would: no answer, no cleaning up."""
     os._exit(CRASH_STATUS)
+
+
+def _stage_of(transfer: Keep | Source | None) -> Stage:
+    match transfer:
+        case Keep():
+            return Stage.PREFILL
+        case Source():
+            return Stage.DECODE
+    return Stage.WHOLE
 
 
 def _validate(options: EngineOptions) -> None:
