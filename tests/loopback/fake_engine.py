@@ -10,7 +10,7 @@ import uvloop
 
 from beaconry.apps.assemble import Gateway
 from beaconry.config.gateway import EndpointConfig, GatewayConfig, Health, Listen, Scrape
-from beaconry.values.endpoint import Role
+from beaconry.values.endpoint import Role, SchedulingPolicy
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 0}}
 
@@ -78,6 +78,7 @@ class FakeEngine:
     open_connections: int = 0
     healthy: bool = True
     role: Role = Role.BOTH
+    scheduling_policy: SchedulingPolicy = SchedulingPolicy.FCFS
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open_connections += 1
@@ -112,7 +113,14 @@ async def gateway(*engines: FakeEngine, **sections: object) -> AsyncIterator[Gat
             stack.callback(server.close)  # whatever happens: uvloop waits for ever for a server that is left open
             engine.port = server.sockets[0].getsockname()[1]
         endpoints = tuple(
-            EndpointConfig(name=f"e{i}", host="127.0.0.1", port=e.port, model="m", role=e.role)
+            EndpointConfig(
+                name=f"e{i}",
+                host="127.0.0.1",
+                port=e.port,
+                model="m",
+                role=e.role,
+                scheduling_policy=e.scheduling_policy,
+            )
             for i, e in enumerate(engines)
         )
         given = {

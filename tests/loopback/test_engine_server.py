@@ -157,8 +157,9 @@ async def test_a_stop_string_ends_the_reply_and_is_cut_off():
 @pytest.mark.parametrize("by_priority", [False, True])
 @on_loop
 async def test_priority_counts_only_where_the_policy_is_priority(by_priority):
-    slow = {"settings": EngineSettings(num_blocks=256, max_num_seqs=1), "step_time": LinearStepTime(fixed_s=0.005)}
-    async with running(by_priority=by_priority, **slow) as (engine, port):
+    settings = EngineSettings(num_blocks=256, max_num_seqs=1, by_priority=by_priority)
+    slow = {"settings": settings, "step_time": LinearStepTime(fixed_s=0.005)}
+    async with running(**slow) as (engine, port):
         order = []
 
         async def ask(name, priority):

@@ -63,7 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--scheduling-policy",
         choices=("fcfs", "priority"),
         default="fcfs",
-        help="order of service (default: %(default)s)",
+        help="order of service: as requests come, or by their `priority`, the lowest first (default: %(default)s)",
     )
     add("--no-enable-prefix-caching", action="store_true", help="share no blocks")
     add(
@@ -204,7 +204,6 @@ def options_of(args: argparse.Namespace) -> EngineOptions:
         adapters=_adapters(args.lora_modules),
         seed=args.seed,
         hash_algorithm=args.prefix_caching_hash_algo,
-        by_priority=args.scheduling_policy == "priority",
         max_queued=args.max_num_queued_reqs,
         kv_events=_kv_events(args),
         offload=_offload(args, preset, settings.block_tokens),
@@ -225,6 +224,7 @@ def _settings(args: argparse.Namespace, settings: EngineSettings) -> EngineSetti
     return replace(
         settings,
         prefix_caching=not args.no_enable_prefix_caching,
+        by_priority=args.scheduling_policy == "priority",
         step_noise=args.step_noise,
         **{name: value for name, value in given.items() if value is not None},
     )

@@ -22,6 +22,7 @@ from beaconry.io.engine.options import EngineOptions
 from beaconry.io.preset_file import read_preset
 from beaconry.manifests.model_service import Metadata, ModelService, Pool, SimEngine, Spec
 from beaconry.manifests.processes import count_ports, plan_gateway, plan_processes
+from beaconry.manifests.scheduling import scheduling_flags
 from beaconry.sim.fleet import Explained, Fleet
 from beaconry.sim.host import MANY_STEPS
 from beaconry.sim.recorder import Recorder
@@ -213,7 +214,7 @@ def _arguments(scenario: Scenario, pool: Pool, argv: tuple[str, ...]) -> argpars
                 f'pool "{pool.name}": a {own.__struct_config__.tag} engine needs a preset to be simulated by; give '
                 f"fleet.presets: {{{pool.name}: MODEL/HARDWARE}}"
             )
-        known, _ = parser.parse_known_args(["--preset", preset, *own.args, *pool.args])
+        known, _ = parser.parse_known_args(["--preset", preset, *scheduling_flags(own), *own.args, *pool.args])
     except argparse.ArgumentError as error:
         raise OperatorError(f'args of pool "{pool.name}": {error}') from None
     return known

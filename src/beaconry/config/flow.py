@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from beaconry.config.section import ABOVE_0, Section
+from beaconry.config.section import ABOVE_0, Priority, Section
 
 SHARE = Meta(gt=0, le=1)
 Fairness = Literal["tokens", "requests", "round-robin", "least-attained"]
@@ -19,7 +19,7 @@ class BandConfig(Section, frozen=True):
 
     name: str
     """For metrics and answers."""
-    priority: int
+    priority: Priority
     """Higher goes first."""
     ttl_s: Annotated[float, ABOVE_0] | None = None
     """How long a request may wait for dispatch, unless it says so itself; absent takes `flow.ttlS`."""

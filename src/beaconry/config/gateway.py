@@ -11,7 +11,7 @@ from beaconry.config.disaggregation import Disaggregation, role_fault
 from beaconry.config.flow import Flow
 from beaconry.config.section import ABOVE_0, Section
 from beaconry.config.tenants import ModelConfig, Objective, Tenants, TrustedHeader
-from beaconry.values.endpoint import EngineType, KvEventsAddress, Role
+from beaconry.values.endpoint import WITHOUT_PRIORITIES, EngineType, KvEventsAddress, Role, SchedulingPolicy
 from beaconry.values.kv_events import KvBlocks
 
 PATH = Meta(pattern=r"^/[\x21-\x7e]*$")
@@ -180,10 +180,20 @@ class EndpointConfig(Section, frozen=True):
     engine: EngineType = EngineType.VLLM
     variant: str = "default"
     draining: bool = False
+    scheduling_policy: SchedulingPolicy = SchedulingPolicy.FCFS
+    """As the engine was started: where it serves by priority it is told that of each request."""
     kv_events: KvEventsAddress | None = None
     """Where the engine publishes its KV events; absent: the approximate view only."""
     kv_blocks: KvBlocks | None = None
     """How it names its blocks; absent with `kvEvents` is vLLM's default."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a policy that the engine does not have."""
+        if self.scheduling_policy is not SchedulingPolicy.FCFS and self.engine in WITHOUT_PRIORITIES:
+            raise ValueError(
+                f'endpoint "{self.name}": engine "{self.engine}" does not take a priority with a request; '
+                "remove schedulingPolicy"
+            )
 
 
 class GatewayConfig(Section, frozen=True):

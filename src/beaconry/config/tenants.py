@@ -11,7 +11,7 @@ from typing import Annotated
 from msgspec import Meta, field
 from msgspec.structs import asdict
 
-from beaconry.config.section import Section
+from beaconry.config.section import Priority, Section
 
 KeyHash = Annotated[
     str,
@@ -50,7 +50,7 @@ class TrustedHeader(StrEnum):
 class Objective(Section, frozen=True):
     """What is wanted for a request. What is absent is left to what is asked next."""
 
-    priority: int | None = None
+    priority: Priority | None = None
     """Higher goes first, negative may be shed; 0 if nobody says anything."""
     ttl_s: Positive | None = None
     """How long it may wait for dispatch."""

@@ -13,8 +13,11 @@ are shareable from the step on that computes them, so two sequences admitted tog
 tier beside the GPU are loaded before the step instead of computed. A chunk takes what is left of the budget, so at most one running
 sequence is in mid-prompt, and it is the last one. A prompt may be computed on one engine and decoded on another: see `handover.py`.
 
-Not modelled: speculative decoding, sliding windows, asynchronous scheduling. One difference: where priorities differ, a
-preempted running sequence does not keep those behind it from running in the same step.
+With `by_priority` the least urgent running sequence is preempted, and waits in its old place; one that waits, however urgent, preempts
+nobody.
+
+Not modelled: speculative decoding, sliding windows, asynchronous scheduling. One difference: by priority, a running sequence that finds
+no block and is itself the least urgent does not keep those behind it from running in the same step.
 """
 
 from collections.abc import Collection
@@ -71,7 +74,7 @@ class Engine:
             tiers=tuple(tiers),
         )
         self._sequences: dict[str, Sequence] = {}
-        self._waiting = WaitingQueue()
+        self._waiting = WaitingQueue(by_priority=settings.by_priority)
         self._partial: Sequence | None = None
         self._calendar = DecodeCalendar(settings.block_tokens)
         self._serials = 0
@@ -175,13 +178,13 @@ class Engine:
         budget = self.settings.max_num_batched_tokens - len(self._calendar)
         chunk = 0
         if self._partial is not None:
-            chunk = min(self._partial.prompt_tokens + self._partial.generated - self._partial.computed, budget)
+            chunk = self._chunk_of(self._partial, budget)
         if self._blocks_to_grow(chunk) <= self._pool.free:
             self._grow_decoding()
             if self._partial is not None and chunk:
                 self._compute(self._partial, chunk)
         else:
-            self._grow_in_order(chunk)
+            self._grow_in_order()
         preempting = len(self._preempted) > preempted_before
         if not preempting:
             self._admit(budget - chunk, now_s)
@@ -347,22 +350,29 @@ class Engine:
         for sequence in self._calendar.filling():
             self._pool.publish(sequence, len(sequence.table) + sequence.private_blocks)
 
-    def _grow_in_order(self, chunk: int) -> None:
-        """Give each running sequence room, in running order, preempting where blocks run out."""
-        running = sorted(self._calendar.members, key=attrgetter("admission"))
+    def _grow_in_order(self) -> None:
+        """Give each running sequence room, in running order, preempting where blocks run out. Who is preempted leaves its budget."""
+        admission = attrgetter("admission")
+        last = self._waiting.rank if self.settings.by_priority else admission
+        running = sorted(self._calendar.members, key=admission)
         if self._partial is not None:
             running.append(self._partial)
         for sequence in running:
-            decoding = sequence.phase is Phase.DECODE
-            tokens = self._calendar.computed(sequence) + 1 if decoding else sequence.computed + chunk
+            if sequence.phase is Phase.DECODE:
+                chunk, tokens = 1, self._calendar.computed(sequence) + 1
+            else:
+                chunk = self._chunk_of(sequence, self.settings.max_num_batched_tokens - len(self._calendar))
+                tokens = sequence.computed + chunk
             while sequence.phase is not Phase.WAITING and self._missing_blocks(sequence, tokens) > self._pool.free:
-                self._preempt(
-                    max((s for s in running if s.phase is not Phase.WAITING), key=attrgetter("priority", "admission"))
-                )
+                self._preempt(max((s for s in running if s.phase is not Phase.WAITING), key=last))
             if sequence.phase is Phase.DECODE:
                 self._hold(sequence, tokens)
             elif sequence.phase is Phase.PREFILL and chunk:
                 self._compute(sequence, chunk)
+
+    def _chunk_of(self, sequence: Sequence, budget: int) -> int:
+        """How many tokens of a sequence in mid-prompt the next step computes."""
+        return min(sequence.prompt_tokens + sequence.generated - sequence.computed, budget)
 
     def _compute(self, sequence: Sequence, chunk: int) -> None:
         """Schedule the next `chunk` prompt tokens of a running sequence."""
@@ -385,7 +395,8 @@ class Engine:
         sequence.computed = 0
         sequence.preemptions += 1
         self._preemptions += 1
-        sequence.serial = -self._preemptions  # to the front
+        if not self.settings.by_priority:
+            sequence.serial = -self._preemptions  # to the front
         self._waiting.push(sequence)
         self._preempted.append(sequence)
 

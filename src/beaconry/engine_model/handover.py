@@ -12,7 +12,6 @@ who is aborted while its KV is on the way loses its blocks at once, and not at t
 """
 
 from collections.abc import Mapping
-from operator import attrgetter
 
 from beaconry.engine_model.block_pool import BlockPool
 from beaconry.engine_model.sequence import Phase, Sequence
@@ -162,7 +161,7 @@ class Imports:
 
     def take_ready(self, most: int) -> list[Sequence]:
         """Take out those whose KV has come, most urgent first."""
-        first = sorted(self._come.values(), key=attrgetter("priority", "serial"))[:most]
+        first = sorted(self._come.values(), key=self._waiting.rank)[:most]
         for sequence in first:
             del self._come[sequence.id]
         return first

@@ -53,7 +53,7 @@ class Sequence:
         prompt_tokens: at least 1.
         output_tokens: at least 1; all of them are generated unless the sequence is aborted.
         content: of its blocks.
-        priority: lower is more urgent; equal priorities are served in the order of submission.
+        priority: lower is more urgent, in an engine that serves by priority.
         stage: PREFILL if its blocks are kept for another engine at its end, see `Holdings`. DECODE if its prompt's KV comes from another
             one, see `Imports`; computed here if it is lost to a preemption, or never comes.
         cached_tokens: prompt tokens found in the prefix cache at the first admission; None before it.
@@ -114,7 +114,9 @@ class Sequence:
         self.first_token_s: float | None = None
         self.finished_s: float | None = None
 
-        self.serial = 0  # order in which it waits: that of submission, or before all others after a preemption
+        self.serial = (
+            0  # order in which it waits: that of submission; after a preemption before all others, unless by priority
+        )
         self.admission = 0  # order of (re-)admission: the engine's running order
         self.generated = 0  # tokens generated, exact except in DECODE: there it is `step - origin_step`
         self.computed = 0  # tokens whose KV is computed, exact in PREFILL only

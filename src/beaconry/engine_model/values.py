@@ -16,6 +16,8 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int = 8192
     """Token budget of a step."""
     prefix_caching: bool = True
+    by_priority: bool = False
+    """Serve by the sequences' priority, as vLLM does with `--scheduling-policy priority`; else it is ignored."""
     kv_lease_s: float = 30.0
     """How long blocks are kept for another engine that has not read them; that of vLLM's NIXL connector."""
     step_noise: float = 0.0

@@ -1,4 +1,8 @@
-"""The order in which an engine admits sequences: by priority, then by submission; preempted ones, the last of them first, before others."""
+"""The order in which an engine admits sequences: that of their submission, those that were preempted first; or by priority.
+
+By priority, equal ones are in the order of their submission, and preempting changes nothing about it. Source: vLLM 0.32,
+`v1/core/sched/request_queue.py`.
+"""
 
 from collections.abc import Mapping
 from heapq import heapify, heappop, heappush
@@ -9,20 +13,25 @@ from beaconry.engine_model.sequence import Phase, Sequence
 class WaitingQueue:
     """Waiting sequences, most urgent first.
 
-    `_heap` holds (priority, serial, sequence); an entry whose serial is in `_dropped` was discarded and counts for nothing.
+    `_heap` holds (*rank, sequence); an entry whose serial is in `_dropped` was discarded and counts for nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_priority: bool) -> None:
+        self.by_priority = by_priority
         self._heap: list[tuple[int, int, Sequence]] = []
         self._dropped: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._heap) - len(self._dropped)
 
+    def rank(self, sequence: Sequence) -> tuple[int, int]:
+        """Who has the lower one goes first."""
+        return sequence.priority if self.by_priority else 0, sequence.serial
+
     def push(self, sequence: Sequence) -> None:
         """Add a sequence, new or preempted."""
         sequence.phase = Phase.WAITING
-        heappush(self._heap, (sequence.priority, sequence.serial, sequence))
+        heappush(self._heap, (*self.rank(sequence), sequence))
 
     def first(self) -> Sequence | None:
         """Return the most urgent sequence without taking it; None if nobody waits."""
@@ -40,7 +49,7 @@ class WaitingQueue:
 
     def copy(self, twins: Mapping[str, Sequence]) -> "WaitingQueue":
         """Return a queue with the twins, by id, of the sequences that wait here."""
-        other = WaitingQueue()
+        other = WaitingQueue(by_priority=self.by_priority)
         other._heap = [(p, n, twins[s.id]) for p, n, s in self._heap if n not in self._dropped]
         heapify(other._heap)
         return other

@@ -23,7 +23,7 @@ from beaconry.values.tenant import Allowance
 from beaconry.wire.errors import error_body
 from beaconry.wire.headers import for_client, is_stream, without_encoding
 from beaconry.wire.model_name import NameRestorer
-from beaconry.wire.openai import Parsed
+from beaconry.wire.openai import Parsed, with_priority
 from beaconry.wire.rate_limits import RATE_LIMIT_PREFIX, rate_limit_headers
 from beaconry.wire.tokens import PromptTokens
 from beaconry.wire.usage import StreamWatch, usage_of
@@ -142,7 +142,8 @@ class Relay:
         if effect.stage is Stage.PREFILL:
             self.placement = effect
             leg = PrefillLeg(effect.leg, connector, self._prefilled)
-            self._send(leg, pool, without_encoding(self._head), connector.prefill_body(parsed.body, parsed.api))
+            body = connector.prefill_body(parsed.body, parsed.api)
+            self._send(leg, pool, without_encoding(self._head), _told(body, effect.priority))
         else:
             assert handoff is not None  # the router starts a decode leg at the end of the prefill leg
             self._start(effect, pool, connector.decode_body(parsed.body, handoff), DecodeLeg(self, self._not_fetched))
@@ -153,7 +154,7 @@ class Relay:
         self._failing = False
         if self.parsed.asked_model != self.parsed.model:
             self._restorer = NameRestorer(self.parsed.model, self.parsed.asked_model)
-        self._send(leg or self, pool, self._head, body)
+        self._send(leg or self, pool, self._head, _told(body, effect.priority))
 
     def _send(self, leg: Leg, pool: UpstreamPool, head: bytes, body: bytes) -> None:
         exchange = self.exchange
@@ -313,6 +314,11 @@ class Relay:
             self._collected = None
         self.exchange.finish(data)
         self._desk.tell(LegFinished(self._leg, self.status, self.usage))
+
+
+def _told(body: bytes, priority: int | None) -> bytes:
+    """The body as its endpoint gets it."""
+    return body if priority is None else with_priority(body, priority)
 
 
 def debug_headers(placement: StartLeg, first_byte_s: float) -> list[tuple[bytes, bytes]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
+from beaconry.manifests.flags import last_value
 from beaconry.manifests.model_service import SimEngine, VllmEngine
 from beaconry.values.block_hash import DEFAULT_SEED, engine_seed
 from beaconry.values.endpoint import KvEventsAddress
@@ -78,20 +79,10 @@ def offloading_flags(engine: SimEngine | VllmEngine, gib: float) -> tuple[str, .
 def kv_blocks(engine: SimEngine | VllmEngine, args: Sequence[str], environment: Mapping[str, str]) -> KvBlocks:
     """How an engine started with these arguments names its blocks. OperatorError if each start would name them differently."""
     simulated = isinstance(engine, SimEngine)
-    size = _last(args, "--block-size") or (_SIM_BLOCK_TOKENS if simulated else _AS_METRICS_SAY)
-    algorithm = _last(args, "--prefix-caching-hash-algo") or ("fast" if simulated else "sha256")
+    size = last_value(args, "--block-size") or (_SIM_BLOCK_TOKENS if simulated else _AS_METRICS_SAY)
+    algorithm = last_value(args, "--prefix-caching-hash-algo") or ("fast" if simulated else "sha256")
     return KvBlocks(
         block_tokens=int(size) if size.isdecimal() else 0,  # else the engine refuses it
         algorithm=algorithm,
         seed=DEFAULT_SEED if simulated else engine_seed(algorithm, environment.get("PYTHONHASHSEED")),
     )
-
-
-def _last(args: Sequence[str], flag: str) -> str | None:
-    """The value of a flag as engines read it: the last one wins; None if it is not there."""
-    found = None
-    for index, arg in enumerate(args):
-        name, equals, value = arg.partition("=")
-        if name.replace("_", "-") == flag:
-            found = value if equals else "".join(args[index + 1 : index + 2])
-    return found

@@ -71,6 +71,9 @@ class Model(Section, frozen=True):
         return self.name or (self.path if self.uri.startswith("hf://") else self.path.rstrip("/").rpartition("/")[2])
 
 
+Policy = Literal["fcfs", "priority"]
+
+
 class SimEngine(Section, frozen=True, tag_field="type", tag="sim"):
     """Simulated engines: the interfaces and timing of vLLM, without model and accelerator."""
 
@@ -81,6 +84,8 @@ class SimEngine(Section, frozen=True, tag_field="type", tag="sim"):
     """Above 1 everything takes that much less time."""
     blocks: Annotated[int, Meta(ge=1)] | None = None
     """KV blocks; absent is what the preset's memory holds."""
+    scheduling_policy: Policy = "fcfs"
+    """As for vLLM."""
     kv_events: bool = True
     """As for vLLM."""
     kv_offloading_gib: Positive | None = None
@@ -99,6 +104,8 @@ class VllmEngine(Section, frozen=True, tag_field="type", tag="vllm"):
     command: Annotated[tuple[str, ...], Meta(min_length=1)] = ("vllm", "serve")
     """How vLLM starts: absolute paths for an environment of its own, for example
     `[/opt/vllm/bin/python, -m, vllm.entrypoints.openai.api_server]`."""
+    scheduling_policy: Policy = "fcfs"
+    """`priority`: engines serve first what is of the highest priority, which the gateway tells them with each request."""
     kv_events: bool = True
     """Engines tell the gateway what their prefix caches hold; without it the gateway guesses from what it sent them."""
     kv_offloading_gib: Positive | None = None

@@ -25,6 +25,7 @@ from beaconry.manifests.kv_transfer import (
     transfer_flags,
 )
 from beaconry.manifests.model_service import ModelService, Pool, SimEngine, Spec, VllmEngine
+from beaconry.manifests.scheduling import scheduling_flags, scheduling_policy
 from beaconry.values.endpoint import Endpoint, EngineType
 from beaconry.values.errors import OperatorError
 
@@ -98,6 +99,7 @@ def plan_processes(service: ModelService, ports: Sequence[int], python: str) -> 
                 role=pool.role,
                 engine=EngineType.SIM if isinstance(engine, SimEngine) else EngineType.VLLM,
                 variant=pool.name,
+                scheduling_policy=scheduling_policy(engine, args),
                 kv_events=None if events is None else events.address,
                 kv_blocks=None if events is None else kv_blocks(engine, args, environment),
             )
@@ -177,7 +179,7 @@ def _argv(spec: Spec, pool: Pool, endpoint: Endpoint, events: EventPorts | None,
         argv += offloading_flags(engine, engine.kv_offloading_gib)
     if events is not None:
         argv += event_flags(engine, f"kv@{endpoint.name}@{endpoint.model}", events)
-    return (*argv, *args)
+    return (*argv, *scheduling_flags(engine), *args)
 
 
 def _environment(engine: SimEngine | VllmEngine, devices: Mapping[str, str]) -> dict[str, str]:

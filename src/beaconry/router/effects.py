@@ -22,6 +22,8 @@ class StartLeg(Struct, frozen=True):
     stage: Stage = Stage.WHOLE
     source: Endpoint | None = None
     """Who holds the prompt's KV; of a decode leg only."""
+    priority: int | None = None
+    """What the engine is to be told of the request's priority, in its own direction; None: nothing."""
 
 
 class CancelLeg(Struct, frozen=True):

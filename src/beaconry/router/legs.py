@@ -102,7 +102,8 @@ class Legs:
             key = (leg.stage, decision.plan)
             plans[key] = plans.get(key, 0) + 1
         holder = None if source is None else source.candidate.endpoint
-        effects.append(StartLeg(request.id, leg.id, decision.endpoint, decision, leg.stage, holder))
+        priority = decision.endpoint.told_priority(request.priority)
+        effects.append(StartLeg(request.id, leg.id, decision.endpoint, decision, leg.stage, holder, priority))
 
     # -- facts
 

@@ -53,12 +53,13 @@ class Leg:
     """A leg as the driver knows it.
 
     Attributes:
+        priority: what its engine is told; lower is more urgent.
         kept: where a decode leg finds its prompt's KV.
         open: neither ended nor cancelled.
 
     """
 
-    __slots__ = ("flight", "front", "host", "kept", "number", "open", "sequence_id", "stage")
+    __slots__ = ("flight", "front", "host", "kept", "number", "open", "priority", "sequence_id", "stage")
 
     def __init__(self, front: Front, flight: "Flight", host: Host, start: StartLeg) -> None:
         self.front = front
@@ -66,6 +67,7 @@ class Leg:
         self.flight = flight
         self.host = host
         self.stage = start.stage
+        self.priority = start.priority or 0
         self.kept = flight.kept if start.stage is Stage.DECODE else None
         self.sequence_id = f"{front.number}.{start.leg}"
         self.open = True
@@ -78,6 +80,7 @@ class Leg:
             self.flight.prompt_tokens,
             1 if self.stage is Stage.PREFILL else planned.output_tokens,
             Content(hashes=self.flight.hashes(self.host.engine.settings.block_tokens)),
+            priority=self.priority,
             stage=self.stage,
         )
 

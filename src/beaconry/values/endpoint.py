@@ -26,6 +26,21 @@ class EngineType(StrEnum):
     SIM = "sim"
 
 
+class SchedulingPolicy(StrEnum):
+    """In which order an engine serves what waits in it; the first two are values of vLLM's `--scheduling-policy`."""
+
+    FCFS = "fcfs"
+    """As it comes, whatever requests say of their priority. All engines by default."""
+    PRIORITY = "priority"
+    """By the request's number in the engine's own direction: vLLM the lowest first, SGLang (`--enable-priority-scheduling`) the highest."""
+    LOWEST_FIRST = "priority-lowest-first"
+    """The lowest number first, whatever the engine: SGLang with `--schedule-low-priority-values-first` too."""
+
+
+WITHOUT_PRIORITIES = frozenset({EngineType.TRTLLM, EngineType.LLAMACPP})
+"""Engines whose requests have no priority: trtllm-serve refuses a body with one, llama.cpp ignores it."""
+
+
 class KvEventsAddress(Struct, frozen=True, kw_only=True):
     """Where an engine publishes what its prefix cache holds. Each data-parallel rank has ports of its own: rank r at port + r."""
 
@@ -59,6 +74,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     """Model x hardware x parallelism: endpoints of one variant run equally fast, so their rates are learnt together."""
     draining: bool = False
     """Finishes what it has and gets nothing new."""
+    scheduling_policy: SchedulingPolicy = SchedulingPolicy.FCFS
     kv_events: KvEventsAddress | None = None
     """None: it publishes none, or nobody said where."""
     kv_blocks: KvBlocks | None = None
@@ -80,6 +96,13 @@ class Endpoint(Struct, frozen=True, kw_only=True):
             )
             for rank in range(told.ranks)
         )
+
+    def told_priority(self, priority: int) -> int | None:
+        """What the engine is to be told of a request whose priority is `priority` (the highest goes first); None: nothing."""
+        policy = self.scheduling_policy
+        if policy is SchedulingPolicy.FCFS:
+            return None
+        return priority if policy is SchedulingPolicy.PRIORITY and self.engine is EngineType.SGLANG else -priority
 
     @property
     def address(self) -> str:

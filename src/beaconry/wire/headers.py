@@ -27,6 +27,7 @@ INTERNAL_PREFIXES = (
     b"x-encoder-",
     b"x-data-parallel-",
     b"x-kv-cache-source-",
+    b"x-vllm-",
 )
 """Headers by which routers steer engines and sidecars: from a client they could choose a peer, a rank or a priority."""
 

@@ -276,6 +276,11 @@ def parse(api: Api, body: bytes, target_of: Callable[[str], str] | None = None) 
     )
 
 
+def with_priority(body: bytes, priority: int) -> bytes:
+    """The body for an engine that serves by priority. It is one from `parse`, or made of one: an object that has no such field."""
+    return b'%b,"priority":%d}' % (body.rstrip()[:-1], priority)
+
+
 def _decode(api: Api, body: bytes) -> Body:
     try:
         if not body.isascii():

@@ -26,6 +26,7 @@ def test_the_documented_example_loads():
         ("flow: {bands: [{name: a, priority: 1, fairness: token}]}", "tokens"),
         ("flow: {engineWaitS: 0}", "engineWaitS"),
         ("flow: {bands: [{name: a, priority: 1, ceiling: 1.5}]}", "ceiling"),
+        ("flow: {bands: [{name: a, priority: 3000000000}]}", "priority"),
         ("flow: {bandz: []}", "bands"),
     ],
 )

@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 
 from beaconry.config.gateway import GatewayConfig
 from beaconry.config.loading import SHOWN_FAULTS, load_yaml
+from beaconry.values.endpoint import SchedulingPolicy
 from beaconry.values.errors import OperatorError
 
 
@@ -170,3 +171,12 @@ def test_a_gateway_configuration_is_loaded_by_the_same_rules():
     )
     said = refusal("forecasts: {coverage: 1}\n", GatewayConfig)
     assert said == "f.yaml:1: forecasts.coverage: expected a number <= 0.99, found 1"
+
+
+def test_an_engine_that_takes_no_priority_cannot_be_said_to_serve_by_it():
+    endpoint = "{name: a, host: h, port: 1, model: m, engine: %s, schedulingPolicy: priority}"
+    said = refusal(f"endpoints: [{endpoint % 'llamacpp'}]\n", GatewayConfig)
+    assert said.startswith('f.yaml:1: endpoints[0]: endpoint "a": engine "llamacpp" does not take a priority')
+    assert said.endswith("remove schedulingPolicy")
+    (one,) = load_yaml(f"endpoints: [{endpoint % 'sglang'}]\n", GatewayConfig, "g").endpoints
+    assert one.scheduling_policy is SchedulingPolicy.PRIORITY

@@ -149,8 +149,8 @@ def test_who_came_last_is_preempted_and_keeps_its_tokens():
     assert last.generated == 6
 
 
-def test_the_least_urgent_is_preempted_and_the_most_urgent_admitted_first():
-    machine = engine(num_blocks=4, block_tokens=4, max_num_batched_tokens=64, max_num_seqs=2)
+def test_by_priority_the_least_urgent_is_preempted_and_the_most_urgent_admitted_first():
+    machine = engine(num_blocks=4, block_tokens=4, max_num_batched_tokens=64, max_num_seqs=2, by_priority=True)
     late = Sequence("late", 7, 6, priority=1)
     machine.submit(late, 0.0)
     machine.submit(Sequence("urgent", 7, 6, priority=-1), 0.0)
@@ -161,6 +161,29 @@ def test_the_least_urgent_is_preempted_and_the_most_urgent_admitted_first():
     assert result.preempted == [late]
     _, done = run_all(machine)
     assert [name for name, *_ in done] == ["urgent", "late", "other"]
+
+
+def test_by_priority_a_waiting_sequence_preempts_nobody_and_a_preempted_one_keeps_its_turn():
+    machine = engine(num_blocks=4, block_tokens=4, max_num_batched_tokens=64, max_num_seqs=2, by_priority=True)
+    machine.submit(Sequence("first", 7, 6), 0.0)
+    machine.submit(Sequence("second", 7, 6), 0.0)
+    run_step(machine)
+    machine.submit(Sequence("urgent", 7, 2, priority=-1), 0.1)
+    run_step(machine)
+    assert {s.id for s in machine.decoding} == {"first", "second"}
+    _, result = run_step(machine)
+    assert [s.id for s in result.preempted] == ["second"]
+    machine.submit(Sequence("third", 7, 2), 0.2)
+    _, done = run_all(machine)
+    assert [name for name, *_ in done] == ["first", "urgent", "second", "third"]
+
+
+def test_without_the_policy_priorities_change_nothing():
+    machine = engine(max_num_seqs=1)
+    for name, priority in (("first", 9), ("second", 0), ("third", -9)):
+        machine.submit(Sequence(name, 8, 2, priority=priority), 0.0)
+    _, done = run_all(machine)
+    assert [name for name, *_ in done] == ["first", "second", "third"]
 
 
 def test_an_abort_frees_the_blocks_at_once_in_every_phase():

@@ -5,6 +5,7 @@ from collections import Counter
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from msgspec.structs import replace
 
 from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.sequence import Content, Phase, Sequence
@@ -13,6 +14,7 @@ from beaconry.values.kv_events import AllBlocksCleared, BlockRemoved, BlockStore
 from beaconry.values.stage import Stage
 
 SETTINGS = EngineSettings(num_blocks=14, block_tokens=4, max_num_seqs=4, max_num_batched_tokens=12)
+BY_PRIORITY = replace(SETTINGS, by_priority=True)
 
 
 class RecordingStepTime:
@@ -33,9 +35,9 @@ class Block:
 
 
 class NaiveSequence:
-    def __init__(self, name, prompt_tokens, output_tokens, hashes, stage):
+    def __init__(self, name, prompt_tokens, output_tokens, hashes, priority, stage):
         self.id, self.prompt_tokens, self.output_tokens, self.hashes = name, prompt_tokens, output_tokens, hashes
-        self.stage = stage
+        self.priority, self.stage = priority, stage
         self.generated = self.computed = self.preemptions = self.scheduled = 0
         self.cached = None
         self.decoding = False  # its next token needs no prompt token beside its last one
@@ -47,7 +49,7 @@ class NaiveSequence:
 
 
 class NaiveEngine:
-    """vLLM's scheduler and block pool, word for word where it matters: free queue, first-come-first-served, no shortcuts."""
+    """vLLM's scheduler and block pool, word for word where it matters: free queue, order of service, no shortcuts."""
 
     def __init__(self, settings):
         self.settings = settings
@@ -63,6 +65,29 @@ class NaiveEngine:
 
     def submit(self, sequence):
         self.waiting.append(sequence)
+        self.put_in_order()
+
+    def put_in_order(self):
+        if self.settings.by_priority:
+            self.waiting.sort(key=self.rank)
+
+    def rank(self, sequence):
+        return sequence.priority if self.settings.by_priority else 0, int(sequence.id)
+
+    def preempt(self):
+        victim = max(self.running, key=self.rank) if self.settings.by_priority else self.running[-1]
+        self.running.remove(victim)
+        if victim.scheduled:  # in mid-prompt is only the last one
+            self.load[0] -= 1
+            self.load[1] -= victim.computed
+        self.free(victim)
+        victim.computed = 0
+        victim.decoding = False
+        victim.preemptions += 1
+        self.waiting.insert(0, victim)
+        self.put_in_order()
+        self.preempted.append(victim.id)
+        return victim
 
     def abort(self, name):
         for place in (self.waiting, self.running, self.coming, self.come):
@@ -149,17 +174,14 @@ class NaiveEngine:
             sequence = self.running[index]
             chunk = min(sequence.tokens - sequence.computed, budget)
             while not self.allocate(sequence, sequence.computed + chunk):
-                victim = self.running.pop()
-                self.free(victim)
-                victim.computed = 0
-                victim.decoding = False
-                victim.preemptions += 1
-                self.waiting.insert(0, victim)
-                self.preempted.append(victim.id)
+                victim = self.preempt()
                 if victim is sequence:
                     break
+                if victim.scheduled:
+                    budget += 1
+                    index -= 1
             if sequence in self.waiting:
-                break
+                continue  # where vLLM goes on in the next step: it matters only where somebody is behind, which is by priority
             self.schedule(sequence, chunk)
             budget -= chunk
             index += 1
@@ -171,7 +193,7 @@ class NaiveEngine:
 
     def admit(self, budget):
         most = self.settings.max_num_seqs
-        for sequence in sorted(self.come, key=lambda s: int(s.id)):
+        for sequence in sorted(self.come, key=self.rank):
             if budget > 0 and len(self.running) < most:
                 self.come.remove(sequence)
                 self.running.append(sequence)
@@ -233,11 +255,13 @@ class NaiveEngine:
 
 
 class EngineMachine(RuleBasedStateMachine):
+    settings = SETTINGS
+
     def __init__(self):
         super().__init__()
         self.timer = RecordingStepTime()
-        self.engine = Engine(SETTINGS, self.timer, record_events=True)
-        self.naive = NaiveEngine(SETTINGS)
+        self.engine = Engine(self.settings, self.timer, record_events=True)
+        self.naive = NaiveEngine(self.settings)
         self.now_s = 0.0
         self.pairs = {}
         self.stepping = False
@@ -249,9 +273,10 @@ class EngineMachine(RuleBasedStateMachine):
         rest=st.integers(1, 14),
         output_tokens=st.integers(1, 14),
         known=st.booleans(),
-        stage=st.sampled_from((Stage.WHOLE, Stage.WHOLE, Stage.PREFILL, Stage.DECODE)),
+        kind=st.tuples(st.integers(-1, 1), st.sampled_from((Stage.WHOLE, Stage.WHOLE, Stage.PREFILL, Stage.DECODE))),
     )
-    def submit(self, family, shared, rest, output_tokens, known, stage):
+    def submit(self, family, shared, rest, output_tokens, known, kind):
+        priority, stage = kind
         output_tokens = 1 if stage is Stage.PREFILL else output_tokens
         name = str(len(self.pairs))
         size = SETTINGS.block_tokens
@@ -260,8 +285,10 @@ class EngineMachine(RuleBasedStateMachine):
         hashes = [
             1000 * family + i if i < shared or rest == 4 else 10_000 * (len(self.pairs) + 1) + i for i in range(blocks)
         ]
-        twin = NaiveSequence(name, prompt_tokens, output_tokens, hashes, stage)
-        self.pairs[name] = (Sequence(name, prompt_tokens, output_tokens, Content(hashes=hashes), stage=stage), twin)
+        twin = NaiveSequence(name, prompt_tokens, output_tokens, hashes, priority, stage)
+        content = Content(hashes=hashes)
+        sequence = Sequence(name, prompt_tokens, output_tokens, content, priority=priority, stage=stage)
+        self.pairs[name] = (sequence, twin)
         self.engine.submit(self.pairs[name][0], self.now_s)
         self.naive.submit(twin)
 
@@ -365,5 +392,12 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine.check()
 
 
-EngineMachine.TestCase.settings = hypothesis_settings(max_examples=150, stateful_step_count=30, deadline=None)
+class PriorityMachine(EngineMachine):
+    settings = BY_PRIORITY
+
+
+EngineMachine.TestCase.settings = PriorityMachine.TestCase.settings = hypothesis_settings(
+    max_examples=150, stateful_step_count=30, deadline=None
+)
 TestEngineMachine = EngineMachine.TestCase
+TestPriorityMachine = PriorityMachine.TestCase

@@ -8,7 +8,7 @@ from beaconry.config.gateway import Listen
 from beaconry.config.loading import load_yaml
 from beaconry.manifests.model_service import ModelService
 from beaconry.manifests.processes import EngineProcess, count_ports, plan_gateway, plan_processes
-from beaconry.values.endpoint import Endpoint, EngineType, KvEventsAddress
+from beaconry.values.endpoint import Endpoint, EngineType, KvEventsAddress, SchedulingPolicy
 from beaconry.values.errors import OperatorError
 from beaconry.values.kv_events import KvBlocks
 
@@ -325,3 +325,36 @@ def test_simulated_engines_hand_kv_over_if_there_is_a_prefill_pool():
     (*_, last) = plan(pools + "  kvTransfer: {onLoadFailure: recompute}\n")
     assert last.argv[last.argv.index("--kv-load-failure-policy") + 1] == "recompute"
     assert kv_roles(plan(pools.replace("role: prefill", "role: decode"))) == [None, None, None, None]
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sim"])
+@pytest.mark.parametrize(
+    ("said", "flags", "policy"),
+    [
+        ("", (), SchedulingPolicy.FCFS),
+        (", schedulingPolicy: priority", ("--scheduling-policy", "priority"), SchedulingPolicy.PRIORITY),
+        (", args: [--scheduling-policy=priority]", ("--scheduling-policy=priority",), SchedulingPolicy.PRIORITY),
+        (", args: [--scheduling_policy, priority]", ("--scheduling_policy", "priority"), SchedulingPolicy.PRIORITY),
+        (
+            ", schedulingPolicy: priority, args: [--scheduling-policy, fcfs]",
+            ("--scheduling-policy", "priority", "--scheduling-policy", "fcfs"),
+            SchedulingPolicy.FCFS,
+        ),
+    ],
+)
+def test_the_router_knows_which_engines_serve_by_priority(engine, said, flags, policy):
+    (process,) = plan(f"  engine: {{type: {engine}, kvEvents: false{said}}}\n")
+    assert process.argv[len(process.argv) - len(flags) :] == flags
+    assert process.endpoint.scheduling_policy is policy
+
+
+def test_a_pool_may_serve_by_priority_alone():
+    pools = "[{name: a}, {name: b, args: [--scheduling-policy, priority]}]"
+    first, second = plan(f"  engine: {{type: sim}}\n  pools: {pools}\n")
+    assert first.endpoint.scheduling_policy is SchedulingPolicy.FCFS
+    assert second.endpoint.scheduling_policy is SchedulingPolicy.PRIORITY
+
+
+def test_an_unknown_order_of_service_is_refused_with_those_that_exist():
+    with pytest.raises(OperatorError, match=r'"prio" is no choice; did you mean "priority".*fcfs'):
+        service("  engine: {type: vllm, schedulingPolicy: prio}\n")

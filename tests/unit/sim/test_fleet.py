@@ -5,6 +5,7 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
+from beaconry.config.flow import Flow
 from beaconry.config.gateway import Deadlines, GatewayConfig
 from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.step_time import LinearStepTime
@@ -20,7 +21,7 @@ from beaconry.sim.conditions import Clients, Conditions, Fault, FaultKind, Scali
 from beaconry.sim.fleet import Fleet
 from beaconry.sim.prompt import block_hashes
 from beaconry.sim.recorder import Recorder
-from beaconry.values.endpoint import Endpoint
+from beaconry.values.endpoint import Endpoint, SchedulingPolicy
 from beaconry.workload.arrivals import poisson
 from beaconry.workload.plan import Plan
 from beaconry.workload.request import Message, PlannedRequest, Span, Turn
@@ -44,10 +45,10 @@ def fleet(engines=3, policy="expected-cost", blocks=400, deadlines=None, conditi
     )
 
 
-def router_like(policy="expected-cost", deadlines=None):
+def router_like(policy="expected-cost", deadlines=None, flow=Flow()):  # noqa: B008 frozen
     rates = RateBook()
     return Router(
-        GatewayConfig(deadlines=deadlines or Deadlines()),
+        GatewayConfig(deadlines=deadlines or Deadlines(), flow=flow),
         scheduler=make_scheduler(policy, rates, Registry.installed()),
         caches=Caches(ApproximateIndex(), ExactIndex()),
         rates=rates,
@@ -63,6 +64,20 @@ def plan(rate=20.0, seed=1, until_s=4.0):
 def single(prompt=100, output=4, at_s=1.0):
     message = Message(role="user", spans=(Span(id=1, tokens=prompt),))
     return PlannedRequest(at_s=at_s, messages=(message,), output_tokens=output, reply_id=2)
+
+
+@pytest.mark.parametrize("policy", list(SchedulingPolicy))
+def test_an_engine_that_serves_by_priority_knows_it_of_each_request(policy):
+    settings = EngineSettings(num_blocks=400, max_num_seqs=1, by_priority=policy is not SchedulingPolicy.FCFS)
+    endpoint = Endpoint(name="e", host="sim", port=1, model="m", scheduling_policy=policy)
+    virtual = Fleet(
+        [router_like(flow=Flow(enabled=False))],
+        {"e": Engine(settings, LinearStepTime(fixed_s=0.01))},
+        {"e": endpoint},
+        mark=lambda planned, request: replace(request, priority=planned.index),
+    )
+    samples = virtual.run(Plan(iter([single(at_s=n / 1000) for n in range(3)]), until_s=1.0), until_s=60.0)
+    assert [s.index for s in samples] == ([0, 1, 2] if policy is SchedulingPolicy.FCFS else [0, 2, 1])
 
 
 def test_the_same_seed_gives_the_same_samples():

@@ -1,8 +1,8 @@
-"""Endpoints: what follows from where an engine publishes its KV events."""
+"""Endpoints: what follows from where an engine publishes its KV events, and from the order in which it serves."""
 
 import pytest
 
-from beaconry.values.endpoint import Endpoint, KvEventsAddress
+from beaconry.values.endpoint import Endpoint, EngineType, KvEventsAddress, SchedulingPolicy
 from beaconry.values.kv_events import KvSource
 
 
@@ -37,3 +37,19 @@ def test_without_replay_no_rank_has_one():
 def test_ranks_that_cannot_be_told_apart_are_refused(wrong):
     with pytest.raises(ValueError, match="rank"):
         KvEventsAddress(**({"endpoint": "tcp://x:1"} | wrong))
+
+
+@pytest.mark.parametrize(
+    ("policy", "engine", "told"),
+    [
+        (SchedulingPolicy.FCFS, EngineType.VLLM, (None, None, None)),
+        (SchedulingPolicy.PRIORITY, EngineType.VLLM, (-10, 0, 5)),
+        (SchedulingPolicy.PRIORITY, EngineType.SIM, (-10, 0, 5)),
+        (SchedulingPolicy.PRIORITY, EngineType.SGLANG, (10, 0, -5)),
+        (SchedulingPolicy.LOWEST_FIRST, EngineType.SGLANG, (-10, 0, 5)),
+        (SchedulingPolicy.LOWEST_FIRST, EngineType.VLLM, (-10, 0, 5)),
+    ],
+)
+def test_an_engine_is_told_priorities_in_its_own_direction_and_only_if_it_serves_by_them(policy, engine, told):
+    one = Endpoint(name="a", host="h", port=1, model="m", engine=engine, scheduling_policy=policy)
+    assert tuple(one.told_priority(priority) for priority in (10, 0, -5)) == told

@@ -21,6 +21,7 @@ from beaconry.wire.headers import for_client, for_engine, without_encoding
         b"x-data-parallel-rank",
         b"x-data-parallel-host-port",
         b"x-kv-cache-source-host-port",
+        b"x-vllm-priority",
         b"epp-profile",
         b"x-slo-ttft-ms",
         b"te",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from beaconry.values.errors import CallerError
 from beaconry.values.request import Api
-from beaconry.wire.openai import RESERVED_KEYS, parse
+from beaconry.wire.openai import RESERVED_KEYS, parse, with_priority
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(max_size=20),
@@ -240,3 +240,14 @@ def test_any_json_is_refused_or_forwarded_without_reserved_fields(api: Api, docu
     assert not RESERVED_KEYS & sent.keys()
     unchanged = {k: v for k, v in document.items() if k not in RESERVED_KEYS | {"stream_options", "vllm_xargs"}}
     assert {k: v for k, v in sent.items() if k not in ("stream_options", "vllm_xargs")} == unchanged
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("given", [{}, {"priority": 7}, {"prior\u0069ty": None, "n": 2}])
+def test_the_engines_body_bears_the_priority_once_whatever_the_client_has_written(stream: bool, given: dict):
+    body = chat(stream=stream, **given).replace(b"priority", b"prior\\u0069ty") + b" \n"
+    sent = with_priority(parse(Api.CHAT, body, lambda _: "other").body, -3)
+    pairs = json.loads(sent, object_pairs_hook=list)
+    assert [value for key, value in pairs if key == "priority"] == [-3]
+    assert ("model", "other") in map(tuple, pairs)
+    assert with_priority(b'{"model":"m"}', 2**31) == b'{"model":"m","priority":2147483648}'

@@ -177,7 +177,7 @@ class Generation:
             len(prompt.tokens),
             reply.tokens,
             content,
-            priority=asked.priority if self.options.by_priority else 0,
+            priority=asked.priority,
             stage=_stage_of(answer.transfer),
         )
 

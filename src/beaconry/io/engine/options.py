@@ -45,8 +45,6 @@ class EngineOptions(Struct, frozen=True, kw_only=True):
     """Model seconds per real second."""
     seed: int = 0
     hash_algorithm: str = "fast"
-    by_priority: bool = False
-    """Serve by the requests' `priority`; else it is ignored and the order is that of arrival."""
     max_queued: int = 16_384
     """Waiting sequences; beyond it new requests get 503. vLLM has no bound by default."""
     kv_events: KvEventsOptions | None = None
