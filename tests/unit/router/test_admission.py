@@ -43,7 +43,8 @@ class Bench:
     """A router whose engines can use 0.1 s of prefill: half a prompt of 2,000 tokens, by the rates believed at the start."""
 
     def __init__(self, names: str = "ab", models: dict[str, ModelConfig] | None = None, **knobs: object) -> None:
-        self.router = make_router("least-requests", Flow(engine_wait_s=0.1, **knobs), models=models or {})
+        flow = Flow(engine_wait_s=0.1, **knobs)
+        self.router = make_router(policy="least-requests", flow=flow, models=models or {})
         self.now_s = 0.0
         self.wake_s = float("inf")
         for name in names:

@@ -13,16 +13,11 @@ import pytest
 
 from beaconry.config.disaggregation import Disaggregation
 from beaconry.config.flow import BandConfig, Flow
-from beaconry.config.gateway import Deadlines, GatewayConfig, Health, Retry
+from beaconry.config.gateway import Deadlines, Health, Retry
 from beaconry.config.tenants import ModelConfig, TenantLimits
 from beaconry.flowcontrol.ticket import Ticket
-from beaconry.kvindex.approximate import ApproximateIndex
-from beaconry.kvindex.exact import ExactIndex
 from beaconry.latency.forecasts import Forecasts
-from beaconry.latency.kv_links import KvLinks
 from beaconry.latency.rates import RateBook
-from beaconry.plugins.registry import Registry
-from beaconry.router.caches import Caches
 from beaconry.router.effects import Answer, BreakStream, CancelLeg, Effect, Ended, StartLeg, WakeAt
 from beaconry.router.facts import (
     AdaptersSeen,
@@ -43,12 +38,11 @@ from beaconry.router.facts import (
     TimerDue,
 )
 from beaconry.router.member import State
-from beaconry.router.router import Router
-from beaconry.scheduling.scheduler import make_scheduler
 from beaconry.values.endpoint import Endpoint, LoadSample, Role
 from beaconry.values.outcome import Outcome
 from beaconry.values.request import Api, Request, Usage
 from beaconry.values.stage import Stage
+from tests.unit.router import made
 from tests.unit.router.remains import keys_within
 
 FLEET = {
@@ -71,7 +65,7 @@ BANDS = (
 
 def endpoint(name: str, **fields: object) -> Endpoint:
     model, role = FLEET[name]
-    return Endpoint(name=name, host=name, port=1, model=model, role=role, variant=f"{model}-{role.value}", **fields)
+    return made.endpoint(name, model, role=role, variant=f"{model}-{role.value}", **fields)
 
 
 class Chaos:
@@ -89,39 +83,31 @@ class Chaos:
         self.seen: Counter[object] = Counter()
         """Stages that were started, and outcomes."""
         rates = RateBook()
-        forecasts = Forecasts(rates)
-        self.router = Router(
-            GatewayConfig(
-                deadlines=Deadlines(first_byte_s=20.0, idle_s=10.0, total_s=60.0),
-                retry=Retry(attempts=rng.randint(1, 3), budget_ratio=0.2, budget_floor=rng.choice([0, 10])),
-                health=Health(eject_after=2, eject_base_s=2.0, unhealthy_after=2),
-                flow=Flow(
-                    enabled=rng.random() < 0.9,
-                    engine_wait_s=rng.choice([0.02, 0.2]),
-                    ttl_s=8.0,
-                    hold_s=rng.choice([0.0, 4.0]),
-                    evict_sheddable=rng.random() < 0.5,
-                    refuse_late_below=rng.choice([0, 3]),
-                    queued_requests=rng.choice([3, 100]),
-                    bands=rng.choice(BANDS),
-                ),
-                disaggregation=Disaggregation(
-                    mode=rng.choice(["auto", "auto", "always", "never"]),
-                    min_uncached_tokens=300,
-                    on_prefill_failure=rng.choice(["aggregate", "error"]),
-                ),
-                models={"later": ModelConfig()},
-                shortlist_above=rng.choice([1, 16]),
+        self.router = made.make_router(
+            rates,
+            Forecasts(rates),
+            deadlines=Deadlines(first_byte_s=20.0, idle_s=10.0, total_s=60.0),
+            retry=Retry(attempts=rng.randint(1, 3), budget_ratio=0.2, budget_floor=rng.choice([0, 10])),
+            health=Health(eject_after=2, eject_base_s=2.0, unhealthy_after=2),
+            flow=Flow(
+                enabled=rng.random() < 0.9,
+                engine_wait_s=rng.choice([0.02, 0.2]),
+                ttl_s=8.0,
+                hold_s=rng.choice([0.0, 4.0]),
+                evict_sheddable=rng.random() < 0.5,
+                refuse_late_below=rng.choice([0, 3]),
+                queued_requests=rng.choice([3, 100]),
+                bands=rng.choice(BANDS),
             ),
-            scheduler=make_scheduler(
-                rng.choice(["expected-cost", "expected-cost", "least-requests", "sticky"]),
-                forecasts,
-                Registry.installed(),
+            disaggregation=Disaggregation(
+                mode=rng.choice(["auto", "auto", "always", "never"]),
+                min_uncached_tokens=300,
+                on_prefill_failure=rng.choice(["aggregate", "error"]),
             ),
-            caches=Caches(ApproximateIndex(limit_bytes=1 << 20), ExactIndex(), links=KvLinks(rates)),
-            rates=rates,
-            rng=Random(seed),
-            forecasts=forecasts,
+            models={"later": ModelConfig()},
+            shortlist_above=rng.choice([1, 16]),
+            policy=rng.choice(["expected-cost", "expected-cost", "least-requests", "sticky"]),
+            seed=seed,
         )
         self.tell(TenantsChanged(ACCOUNTS))
         for name in NAMES:

@@ -41,7 +41,8 @@ class Bench:
     """A router, its clock, and what it has said so far."""
 
     def __init__(self, names: str = "ab", policy: str = "round-robin", retry: Retry = RETRY) -> None:
-        self.router = make_router(policy, Flow(enabled=False), retry)  # test_admission.py is about waiting
+        # test_admission.py is about waiting
+        self.router = make_router(policy=policy, flow=Flow(enabled=False), retry=retry)
         self.now_s = 0.0
         for name in names:
             self.tell(EndpointSeen(endpoint(name)))

@@ -1,6 +1,5 @@
 """Two legs: the prompt on a prefill endpoint, the answer on one chosen when it is computed; and what follows when either fails."""
 
-from random import Random
 from typing import ClassVar
 
 import pytest
@@ -10,13 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from beaconry.config.disaggregation import Disaggregation
 from beaconry.config.flow import Flow
-from beaconry.config.gateway import Deadlines, GatewayConfig, Health, Retry
-from beaconry.kvindex.approximate import ApproximateIndex
-from beaconry.kvindex.exact import ExactIndex
-from beaconry.latency.kv_links import KvLinks
+from beaconry.config.gateway import Health, Retry
 from beaconry.latency.rates import RateBook
-from beaconry.plugins.registry import Registry
-from beaconry.router.caches import Caches
 from beaconry.router.effects import Answer, CancelLeg, Effect, Ended, StartLeg, WakeAt
 from beaconry.router.facts import (
     ClientLeft,
@@ -32,12 +26,11 @@ from beaconry.router.facts import (
     RequestArrived,
     TimerDue,
 )
-from beaconry.router.router import Router
-from beaconry.scheduling.scheduler import make_scheduler
 from beaconry.values.endpoint import Endpoint, Role
 from beaconry.values.outcome import Outcome
 from beaconry.values.request import Api, Request, Usage
 from beaconry.values.stage import Stage
+from tests.unit.router import made
 
 ROLES = {"p": Role.PREFILL, "d": Role.DECODE, "b": Role.BOTH}
 TOKENS = 6400
@@ -47,7 +40,7 @@ PREFILLED = Usage(prompt_tokens=TOKENS, completion_tokens=1, cached_tokens=0)
 
 def endpoint(name: str, **fields: object) -> Endpoint:
     role = ROLES[name[0]]
-    return Endpoint(name=name, host="h", port=1 + int(name[1:]), model="m", role=role, variant=role.value, **fields)
+    return made.endpoint(name, role=role, variant=role.value, **fields)
 
 
 def request(name: str, arrived_s: float, **fields: object) -> Request:
@@ -56,23 +49,14 @@ def request(name: str, arrived_s: float, **fields: object) -> Request:
 
 
 class Bench:
-    """A router over prefill (p), decode (d) and other (b) endpoints."""
+    """A router over prefill (p), decode (d) and other (b) endpoints. `sections`: of its configuration."""
 
-    def __init__(self, names: str = "p1 p2 d1 d2", policy: str = "expected-cost", **knobs: object) -> None:
-        rates = RateBook()
-        self.rates = rates
-        self.router = Router(
-            GatewayConfig(
-                deadlines=Deadlines(first_byte_s=30.0, idle_s=10.0, total_s=100.0),
-                retry=knobs.pop("retry", Retry(attempts=3, budget_floor=100)),
-                health=Health(eject_after=2, eject_base_s=5.0, unhealthy_after=1),
-                flow=knobs.pop("flow", Flow(enabled=False)),
-                disaggregation=Disaggregation(**knobs),
-            ),
-            scheduler=make_scheduler(policy, rates, Registry.installed()),
-            caches=Caches(ApproximateIndex(limit_bytes=1 << 20), ExactIndex(), links=KvLinks(rates)),
-            rates=rates,
-            rng=Random(1),
+    def __init__(self, names: str = "p1 p2 d1 d2", **sections: object) -> None:
+        self.rates = RateBook()
+        self.router = made.make_router(
+            self.rates,
+            health=Health(eject_after=2, eject_base_s=5.0, unhealthy_after=1),
+            **{"flow": Flow(enabled=False), **sections},
         )
         self.now_s = 0.0
         for name in names.split():
@@ -167,7 +151,7 @@ def test_a_model_without_prefill_endpoints_is_not_planned():
 
 @pytest.mark.parametrize("mode", ["always", "never"])
 def test_the_mode_decides_for_all(mode: str):
-    bench = Bench(mode=mode)
+    bench = Bench(disaggregation=Disaggregation(mode=mode))
     assert {bench.send(str(n), prompt_tokens=n).stage for n in (64, 6400)} == {
         Stage.PREFILL if mode == "always" else Stage.WHOLE
     }
@@ -206,7 +190,7 @@ def test_what_could_not_be_prefilled_runs_whole_even_without_a_retry_left():
 
 
 def test_an_operator_may_have_an_error_instead():
-    bench = Bench("p1 d1", on_prefill_failure="error")
+    bench = Bench("p1 d1", disaggregation=Disaggregation(on_prefill_failure="error"))
     answer, end = bench.tell(LegFailed(bench.send().leg, Fault.RESET))
     assert (answer.status, end.outcome) == (502, Outcome.ENGINE_FAILED)
 
@@ -337,7 +321,7 @@ def test_decode_legs_spread_by_what_they_slow_down():
     assert [bench.endpoint(name).decoding for name in ("d1", "d2")] == [4, 4]
 
 
-WAITING = {"flow": Flow(engine_wait_s=0.1), "mode": "always"}
+WAITING = {"flow": Flow(engine_wait_s=0.1), "disaggregation": Disaggregation(mode="always")}
 """By the rates believed at the start, 0.1 s are 1,000 tokens of prefill."""
 
 
@@ -424,11 +408,11 @@ def test_a_request_in_two_legs_takes_one_place_of_those_that_answer(names: str):
 class Life(RuleBasedStateMachine):
     """Any facts in any order: the invariants hold, each request ends exactly once, and stages follow each other as they may."""
 
-    knobs: ClassVar[dict[str, object]] = {}
+    sections: ClassVar[dict[str, object]] = {"disaggregation": Disaggregation(min_uncached_tokens=64)}
 
     def __init__(self) -> None:
         super().__init__()
-        self.bench = Bench("p1 p2 d1 b1", policy="expected-cost", min_uncached_tokens=64, **self.knobs)
+        self.bench = Bench("p1 p2 d1 b1", **self.sections)
         self.open: dict[str, StartLeg | None] = {}
         self.handed: dict[str, Endpoint] = {}
         self.begun: set[int] = set()
@@ -545,9 +529,9 @@ TestLife = Life.TestCase
 class Waiting(Life):
     """The same with engines that are full after a request or two."""
 
-    knobs: ClassVar[dict[str, object]] = {
+    sections: ClassVar[dict[str, object]] = {
         "flow": Flow(engine_wait_s=0.01, ttl_s=20.0, queued_requests=4),
-        "mode": "always",
+        "disaggregation": Disaggregation(mode="always"),
     }
 
 
