@@ -148,8 +148,7 @@ class Engine:
 
     def adapters(self) -> tuple[set[str], set[str]]:
         """Names of the LoRA adapters that some sequence runs with, and that some waits for. Walks over all sequences."""
-        running: set[str] = set()
-        waiting: set[str] = set()
+        running, waiting = set[str](), set[str]()
         for sequence in self._sequences.values():
             if (lora := sequence.content.lora) is not None:
                 (waiting if sequence.phase in (Phase.WAITING, Phase.IMPORT) else running).add(lora)
