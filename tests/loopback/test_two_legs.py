@@ -282,6 +282,30 @@ def test_kv_that_cannot_be_fetched_has_the_request_run_whole():
     run(main)
 
 
+def test_a_response_whose_kv_cannot_be_fetched_runs_whole_and_the_client_sees_nothing_of_the_first_try():
+    announced = b'event: response.created\ndata: {"response":{"id":"%b"}}\n\n'
+    said = b'event: response.output_text.delta\ndata: {"delta":"a"}\n\n'
+
+    async def fetching_fails(got: Got, writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE_HEAD)
+        if b"kv_transfer_params" in got.body:
+            writer.write(chunk(announced % b"first"))
+            await writer.drain()
+            writer.close()  # as vLLM does, without an end
+        else:
+            writer.write(chunk(announced % b"second") + chunk(said) + b"0\r\n\r\n")
+
+    async def main():
+        async with pair(decode=fetching_fails) as (running, p, d):
+            asked = {"model": "m", "input": "hello", "stream": True}
+            reply = await send(running.port, post(asked, "/v1/responses"))
+            assert reply.body == announced % b"second" + said
+            assert plans(running)[Stage.WHOLE, "handover-failed"] == 1
+            assert (len(p.requests), len(d.requests)) == (1, 2)
+
+    run(main)
+
+
 def test_a_decode_leg_that_is_reset_is_prefilled_anew_with_kv_of_its_own():
     answers = iter([prefilled(), prefilled(PARAMS.replace(b"chatcmpl-1", b"chatcmpl-2"))])
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from http.client import IncompleteRead
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from msgspec import Raw
 from beaconry.cli import main
 from beaconry.disagg.connectors import Nixl
 from beaconry.io.decode_leg import DecodeLeg
+from beaconry.router.facts import Fault
 from beaconry.values.request import Api
 from tests.real.tiny_model import write_weights
 from tests.real.vllm import BLOCK, page, serving, spec, vllm_python
@@ -206,21 +208,31 @@ def test_a_client_cannot_make_an_engine_fetch(apart):
         assert json.loads(answer)["usage"]["completion_tokens"] == 20
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-def test_what_cannot_be_fetched_is_seen_before_anything_of_the_stream_is_passed_on(apart, path):
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/completions", {"prompt": tokens(random.Random(8), 300), "max_tokens": 5}),
+        ("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 5}),
+        ("/v1/responses", {"input": MESSAGES, "max_output_tokens": 5}),
+    ],
+)
+def test_what_cannot_be_fetched_is_seen_before_anything_of_the_stream_is_passed_on(apart, path, asked):
     """The engines are asked past the gateway, so that the prefill engine can be another one when the decode leg comes."""
-    asked = {"prompt": tokens(random.Random(8), 300)} if path == "/v1/completions" else {"messages": MESSAGES}
-    body = json.dumps({"model": "tiny", "max_tokens": 5, "stream": True} | asked).encode()
-    prefill = Nixl().prefill_body(body, Api.CHAT)
+    body = json.dumps({"model": "tiny", "stream": True} | asked).encode()
+    prefill = Nixl().prefill_body(body, Api.RESPONSES if path == "/v1/responses" else Api.CHAT)
     handoff = Nixl().handoff(fetch(apart.process("kv_producer")[1], path, prefill))
     assert handoff is not None
     gone = json.loads(bytes(handoff)) | {"remote_engine_id": "another", "remote_port": 1}
-    stream = fetch(apart.process("kv_consumer")[1], path, Nixl().decode_body(body, Raw(json.dumps(gone).encode())))
     told = []
     leg = DecodeLeg(Told(told), lambda: told.append("failed"))
     leg.on_answer(200, [(b"content-type", b"text/event-stream")], None)
-    leg.on_data(stream, ended=True)
-    assert told == ["failed"], stream
+    decode = Nixl().decode_body(body, Raw(json.dumps(gone).encode()))
+    try:
+        leg.on_data(fetch(apart.process("kv_consumer")[1], path, decode), ended=True)
+    except IncompleteRead as cut:
+        leg.on_data(cut.partial, ended=False)
+        leg.on_failure(Fault.RESET, "it breaks off")
+    assert told == ["failed"]
 
 
 def test_without_the_prefill_engine_prompts_run_whole(apart):

@@ -1,11 +1,11 @@
 """A decode leg on its way: its answer is passed on, unless it turns out to be none because the prompt's KV could not be fetched.
 
 vLLM says that with status 500, but not to a stream: by then it has answered 200, and sends an error event, to chats behind a first chunk
-that says nothing yet. So the opening of a stream is held until it says something. That costs no time: the first token's chunk comes in
-the same step as the one before it.
+that says nothing yet. A stream of the Responses API announces itself before anything is computed, and just breaks off then. So the
+opening of a stream is held until it says something. That costs the first token no time.
 
-Source: vLLM 0.32, `entrypoints/openai/chat_completion/serving.py`. Streams of the Responses API tell of themselves before they begin, so
-there the client gets the error.
+Source: vLLM 0.32, `entrypoints/openai/chat_completion/serving.py` and `entrypoints/openai/responses/serving.py`; how the Responses API
+tells of errors: OpenAI's reference of its streaming events.
 """
 
 import re
@@ -16,10 +16,11 @@ from beaconry.io.upstream import Leg
 from beaconry.router.facts import Fault
 from beaconry.wire.headers import is_stream
 
-OPENING_BYTES: Final = 65_536
-"""Held at most; a first chunk is a few hundred bytes, with the prompt's token ids more."""
-_SAYS_NOTHING: Final = b'"delta":{"role":"assistant","content":""}'
-_FAILED: Final = re.compile(rb'data: ?\{ ?"error"')
+OPENING_BYTES: Final = 1_048_576
+"""Held at most. A first chunk is a few hundred bytes, with the prompt's token ids more; a response's announcements repeat its tools."""
+_ANNOUNCED: Final = (b"event: response.created\n", b"event: response.queued\n", b"event: response.in_progress\n")
+_EMPTY: Final = b'"delta":{"role":"assistant","content":""}'
+_FAILED: Final = re.compile(rb'data: ?\{ ?"error"|event: ?(?:error|response\.failed)\n')
 
 
 class DecodeLeg:
@@ -58,12 +59,15 @@ class DecodeLeg:
 
     def on_failure(self, fault: Fault, detail: str) -> None:
         """The endpoint did not complete its answer."""
-        self._leg.on_failure(fault, detail)
+        if self._opening is not None and self._opening.startswith(_ANNOUNCED):
+            self._failed()
+        else:
+            self._leg.on_failure(fault, detail)
 
 
 def _telling(opening: bytes) -> tuple[bytes, bool]:
     """The first event that says something, or what has come of it; and whether it is complete."""
     event, ended, rest = opening.partition(b"\n\n")
-    if _SAYS_NOTHING in event:
-        event, ended, _ = rest.partition(b"\n\n")
+    while ended and (event.startswith(_ANNOUNCED) or _EMPTY in event):
+        event, ended, rest = rest.partition(b"\n\n")
     return event, bool(ended)

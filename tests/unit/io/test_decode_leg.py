@@ -18,6 +18,14 @@ TEXT = b'data: {"id":"cmpl-1","choices":[{"index":0,"text":"so "}]}\n\n'
 QUOTED = b'data: {"id":"cmpl-1","choices":[{"index":0,"text":"data: {\\"error\\""}]}\n\n'
 ERROR = b'data: {"error": {"message": "Internal server error", "type": "InternalServerError", "param": null, "code": 500}}\n\n'
 DONE = b"data: [DONE]\n\n"
+ANNOUNCED = (
+    b'event: response.created\ndata: {"response":{"id":"resp_1","output":[]},"type":"response.created"}\n\n'
+    b'event: response.in_progress\ndata: {"response":{"id":"resp_1","output":[]},"type":"response.in_progress"}\n\n'
+)
+ITEM = b'event: response.output_item.added\ndata: {"item":{"id":"msg_1"},"type":"response.output_item.added"}\n\n'
+COMPLETED = b'event: response.completed\ndata: {"response":{"id":"resp_1"},"type":"response.completed"}\n\n'
+FAILED = b'event: response.failed\ndata: {"response":{"error":{"code":"server_error"}},"type":"response.failed"}\n\n'
+ERROR_EVENT = b'event: error\ndata: {"code":null,"message":"no KV","type":"error"}\n\n'
 
 
 class Passed:
@@ -63,10 +71,14 @@ def cut(data, places):
     return [data[start:end] for start, end in pairwise(edges)]
 
 
+ANSWERS = [
+    FIRST + TOKEN + DONE, TEXT + DONE, QUOTED + DONE, FIRST + DONE, TEXT + ERROR, FIRST + TOKEN + ERROR, b"",
+    ANNOUNCED + ITEM + COMPLETED, ANNOUNCED + COMPLETED, ANNOUNCED, ANNOUNCED + ITEM + FAILED, ITEM + ERROR_EVENT,
+]  # fmt: skip
+
+
 @given(
-    stream=st.sampled_from(
-        [FIRST + TOKEN + DONE, TEXT + DONE, QUOTED + DONE, FIRST + DONE, TEXT + ERROR, FIRST + TOKEN + ERROR, b""]
-    ),
+    stream=st.sampled_from(ANSWERS),
     places=st.lists(st.integers(0, 150)),
 )
 def test_an_answer_passes_byte_for_byte(stream, places):
@@ -74,7 +86,12 @@ def test_an_answer_passes_byte_for_byte(stream, places):
     assert (passed.data, passed.ended, passed.failed) == (stream, True, 0)
 
 
-@given(stream=st.sampled_from([FIRST + ERROR + DONE, ERROR + DONE, ERROR]), places=st.lists(st.integers(0, 300)))
+@given(
+    stream=st.sampled_from(
+        [FIRST + ERROR + DONE, ERROR + DONE, ERROR, ANNOUNCED + ERROR_EVENT, ANNOUNCED + FAILED, FAILED]
+    ),
+    places=st.lists(st.integers(0, 400)),
+)
 def test_an_error_before_anything_else_fails_the_leg_and_nothing_of_it_passes(stream, places):
     passed = pass_on(cut(stream, [min(place, len(stream)) for place in places]))
     assert (passed.data, passed.pieces, passed.failed) == (b"", 0, 1)
@@ -84,6 +101,8 @@ def test_a_first_chunk_is_held_until_the_next_one():
     assert pass_on([FIRST], ended=False).pieces == 0
     assert pass_on([FIRST, TOKEN], ended=False).data == FIRST + TOKEN
     assert pass_on([TEXT], ended=False).data == TEXT
+    assert pass_on([ANNOUNCED], ended=False).pieces == 0
+    assert pass_on([ANNOUNCED, ITEM], ended=False).data == ANNOUNCED + ITEM
 
 
 def test_nothing_is_held_for_ever():
@@ -96,7 +115,14 @@ def test_what_is_no_stream_passes_at_once(status, headers):
     assert (passed.status, passed.data, passed.failed) == (status, b'data: {"error"', 0)
 
 
-def test_a_broken_answer_is_told():
+@pytest.mark.parametrize(
+    ("before", "failed"),
+    [(b"", False), (FIRST, False), (FIRST + TOKEN, False), (ANNOUNCED, True), (ANNOUNCED + ITEM, False)],
+)
+def test_only_a_response_that_breaks_off_behind_its_announcement_could_not_be_fetched(before, failed):
     passed = Passed()
-    DecodeLeg(passed, passed.fail).on_failure(Fault.RESET, "closed")
-    assert passed.fault is Fault.RESET
+    leg = DecodeLeg(passed, passed.fail)
+    leg.on_answer(200, STREAM, None)
+    leg.on_data(before, ended=False)
+    leg.on_failure(Fault.RESET, "closed")
+    assert (passed.failed, passed.fault) == ((1, None) if failed else (0, Fault.RESET))
