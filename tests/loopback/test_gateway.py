@@ -166,6 +166,60 @@ def test_a_failure_after_the_first_byte_ends_the_stream_with_an_error_event():
     run(main)
 
 
+CREATED = b'event: response.created\ndata: {"response":{"id":"resp_1"},"type":"response.created"}\n\n'
+SAID = b'event: response.output_text.delta\ndata: {"delta":"a","type":"response.output_text.delta"}\n\n'
+
+
+def test_a_response_has_begun_when_it_says_something_and_not_when_it_is_announced():
+    go_on = asyncio.Event()
+
+    async def announce(got: Got, writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE_HEAD + chunk(CREATED))
+        await writer.drain()
+        await go_on.wait()
+        writer.write(chunk(SAID))
+        await writer.drain()
+        await asyncio.sleep(3600)
+
+    async def main():
+        async with gateway(FakeEngine(announce)) as running:
+            reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+            writer.write(post({"model": "m", "input": "hello", "stream": True}, "/v1/responses"))
+            await asyncio.sleep(0.1)
+            (endpoint,) = running.statistics().endpoints
+            assert (endpoint.prefilling, endpoint.decoding) == (1, 0)
+            go_on.set()
+            assert CREATED in await reader.readuntil(SAID)
+            (endpoint,) = running.statistics().endpoints
+            assert (endpoint.prefilling, endpoint.decoding) == (0, 1)
+            writer.transport.abort()
+
+    run(main)
+
+
+def test_a_response_whose_engine_dies_behind_the_announcement_is_answered_by_another():
+    async def die(got: Got, writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE_HEAD + chunk(CREATED))
+        await writer.drain()
+        writer.transport.abort()
+
+    async def serve(got: Got, writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE_HEAD + chunk(CREATED) + chunk(SAID) + b"0\r\n\r\n")
+
+    async def main():
+        engines = FakeEngine(die), FakeEngine(serve)
+        async with gateway(*engines) as running:
+            replies = [
+                await send(running.port, post({"model": "m", "input": "hello", "stream": True}, "/v1/responses"))
+                for _ in range(2)
+            ]
+            assert [reply.body for reply in replies] == [CREATED + SAID] * 2
+            assert len(engines[0].requests) >= 1
+            assert outcomes(running) == {"completed": 2}
+
+    run(main)
+
+
 def test_a_whole_answer_cut_short_does_not_look_complete():
     async def cut(got: Got, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{")

@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from beaconry.cli import main
 from beaconry.disagg.connectors import Nixl
-from beaconry.io.decode_leg import DecodeLeg
+from beaconry.io.opening_leg import OpeningLeg
 from beaconry.router.facts import Fault
 from beaconry.values.request import Api
 from tests.real.tiny_model import write_weights
@@ -224,7 +224,7 @@ def test_what_cannot_be_fetched_is_seen_before_anything_of_the_stream_is_passed_
     assert handoff is not None
     gone = json.loads(bytes(handoff)) | {"remote_engine_id": "another", "remote_port": 1}
     told = []
-    leg = DecodeLeg(Told(told), lambda: told.append("failed"))
+    leg = OpeningLeg(Told(told), lambda: told.append("failed"))
     leg.on_answer(200, [(b"content-type", b"text/event-stream")], None)
     decode = Nixl().decode_body(body, Raw(json.dumps(gone).encode()))
     try:

@@ -9,15 +9,15 @@ from typing import Protocol
 from msgspec import Raw
 
 from beaconry.disagg.connectors import Connector
-from beaconry.io.decode_leg import DecodeLeg
 from beaconry.io.http_exchange import Exchange
+from beaconry.io.opening_leg import OpeningLeg
 from beaconry.io.prefill_leg import PrefillLeg
 from beaconry.io.upstream import Call, Leg, UpstreamPool
 from beaconry.router.effects import Answer, BreakStream, StartLeg
 from beaconry.router.facts import Fact, Fault, LegFailed, LegFinished, LegProgressed, LegStarted
 from beaconry.values.endpoint import Endpoint
 from beaconry.values.outcome import DROPPED_REASONS
-from beaconry.values.request import Request, Usage
+from beaconry.values.request import Api, Request, Usage
 from beaconry.values.stage import Stage
 from beaconry.values.tenant import Allowance
 from beaconry.wire.errors import error_body
@@ -133,7 +133,9 @@ class Relay:
 
     def start(self, effect: StartLeg, pool: UpstreamPool) -> None:
         """Send the request to an endpoint."""
-        self._start(effect, pool, self.parsed.body)
+        parsed = self.parsed
+        announced = parsed.stream and parsed.api is Api.RESPONSES
+        self._start(effect, pool, parsed.body, OpeningLeg(self, self._said_nothing) if announced else None)
 
     def start_stage(self, effect: StartLeg, pool: UpstreamPool, connector: Connector) -> None:
         """Send what computes the prompt alone; or, after that, what answers from its KV."""
@@ -146,7 +148,8 @@ class Relay:
             self._send(leg, pool, without_encoding(self._head), _told(body, effect.priority))
         else:
             assert handoff is not None  # the router starts a decode leg at the end of the prefill leg
-            self._start(effect, pool, connector.decode_body(parsed.body, handoff), DecodeLeg(self, self._not_fetched))
+            body = connector.decode_body(parsed.body, handoff)
+            self._start(effect, pool, body, OpeningLeg(self, self._said_nothing))
 
     def _start(self, effect: StartLeg, pool: UpstreamPool, body: bytes, leg: Leg | None = None) -> None:
         self.placement = effect
@@ -238,8 +241,8 @@ class Relay:
             self._desk.kept_nothing(self.placement.endpoint)
         self._desk.tell(outcome)
 
-    def _not_fetched(self) -> None:
-        """A decode leg's stream says that the KV could not be fetched: as good as the status that it came too late for."""
+    def _said_nothing(self) -> None:
+        """A leg's stream has failed before it said anything: as good as the status 500 that it came too late for."""
         self.cancel()
         self.status = 500
         self._desk.tell(LegFailed(self._leg, Fault.STATUS, 500))

@@ -1,8 +1,11 @@
-"""A decode leg on its way: its answer is passed on, unless it turns out to be none because the prompt's KV could not be fetched.
+"""A leg whose stream may open without saying anything: that is held until it says something, or turns out to be no answer.
 
-vLLM says that with status 500, but not to a stream: by then it has answered 200, and sends an error event, to chats behind a first chunk
-that says nothing yet. A stream of the Responses API announces itself before anything is computed, and just breaks off then. So the
-opening of a stream is held until it says something. That costs the first token no time.
+A stream of the Responses API announces itself as soon as its engine has taken the request. Only what follows tells that a first token is
+there; until then it can still be sent elsewhere.
+
+A decode leg's prompt may be one whose KV cannot be fetched. vLLM says that with status 500, but not to a stream: by then it has answered
+200, and sends an error event, to chats behind a first chunk that is empty; a response just breaks off. Holding the opening costs the first
+token no time.
 
 Source: vLLM 0.32, `entrypoints/openai/chat_completion/serving.py` and `entrypoints/openai/responses/serving.py`; how the Responses API
 tells of errors: OpenAI's reference of its streaming events.
@@ -23,13 +26,13 @@ _EMPTY: Final = b'"delta":{"role":"assistant","content":""}'
 _FAILED: Final = re.compile(rb'data: ?\{ ?"error"|event: ?(?:error|response\.failed)\n')
 
 
-class DecodeLeg:
-    """The `Leg` of a decode's call, before the one that it is for."""
+class OpeningLeg:
+    """The `Leg` of a call, before the one that it is for."""
 
     __slots__ = ("_failed", "_leg", "_opening")
 
     def __init__(self, leg: Leg, failed: Callable[[], None]) -> None:
-        """`failed` is called instead of all data if nothing could be fetched; it cancels the call."""
+        """`failed` is called instead of all data if the stream ends before it says anything but errors; it cancels the call."""
         self._leg = leg
         self._failed = failed
         self._opening: bytes | None = None

@@ -1,4 +1,4 @@
-"""A stream whose KV could not be fetched is told from one that answers, whatever pieces it comes in."""
+"""A stream that fails before it says anything is told from one that answers, whatever pieces it comes in."""
 
 from itertools import pairwise
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beaconry.io.decode_leg import OPENING_BYTES, DecodeLeg
+from beaconry.io.opening_leg import OPENING_BYTES, OpeningLeg
 from beaconry.router.facts import Fault
 
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -57,7 +57,7 @@ class Passed:
 
 def pass_on(pieces, *, status=200, headers=STREAM, ended=True):
     passed = Passed()
-    leg = DecodeLeg(passed, passed.fail)
+    leg = OpeningLeg(passed, passed.fail)
     leg.on_answer(status, headers, None)
     for number, piece in enumerate(pieces, start=1):
         leg.on_data(piece, ended=ended and number == len(pieces))
@@ -119,9 +119,9 @@ def test_what_is_no_stream_passes_at_once(status, headers):
     ("before", "failed"),
     [(b"", False), (FIRST, False), (FIRST + TOKEN, False), (ANNOUNCED, True), (ANNOUNCED + ITEM, False)],
 )
-def test_only_a_response_that_breaks_off_behind_its_announcement_could_not_be_fetched(before, failed):
+def test_a_response_that_breaks_off_behind_its_announcement_has_failed_as_by_an_error(before, failed):
     passed = Passed()
-    leg = DecodeLeg(passed, passed.fail)
+    leg = OpeningLeg(passed, passed.fail)
     leg.on_answer(200, STREAM, None)
     leg.on_data(before, ended=False)
     leg.on_failure(Fault.RESET, "closed")
