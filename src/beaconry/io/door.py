@@ -65,7 +65,7 @@ class Desk(RelayDesk, Protocol):
         ...
 
 
-class _Received(Struct, frozen=True):
+class _Received(Struct, frozen=True, gc=False):
     """A request that may be served, before its tokens are known."""
 
     exchange: Exchange

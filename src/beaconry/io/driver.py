@@ -13,7 +13,7 @@ from beaconry.router.effects import Answer, BreakStream, CancelLeg, Ended, Start
 from beaconry.router.facts import EndpointGone, Fact, TimerDue
 from beaconry.router.router import Router
 from beaconry.values.endpoint import Endpoint
-from beaconry.values.stage import Stage
+from beaconry.values.stage import WHOLE
 
 _LOG = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Driver:
             match effect:
                 case StartLeg():
                     relay = self._relays[effect.request_id]
-                    if effect.stage is Stage.WHOLE:
+                    if effect.stage is WHOLE:
                         relay.start(effect, self.pool_of(effect.endpoint))
                     else:
                         relay.start_stage(effect, self.pool_of(effect.endpoint), self._connector)

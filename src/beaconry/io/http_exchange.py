@@ -154,7 +154,8 @@ class Exchange:
 
     def _render_head(self, status: int, headers: Headers, length: int | None) -> bytes:
         parts = [status_line(status)]
-        parts += [b"%b: %b\r\n" % pair for pair in headers]
+        for name, value in headers:
+            parts += (name, b": ", value, b"\r\n")
         if length is not None:
             parts.append(b"content-length: %d\r\n" % length)
         elif self._chunked:

@@ -56,6 +56,7 @@ class Connection(asyncio.Protocol):
         "_fed_bytes",
         "_headers",
         "_in_headers",
+        "_modern",
         "_parser",
         "_pending",
         "_reading_paused",
@@ -82,6 +83,8 @@ class Connection(asyncio.Protocol):
         """Bytes received since a request was complete or body bytes came: no fewer than a header or trailer under way has."""
         self._target = b""
         self._in_headers = False
+        self._modern = True
+        """The present request is HTTP/1.1, and not 1.0; known with its headers."""
         self._draining_input = False
         self._reading_paused = False
         self.write_paused = False
@@ -175,7 +178,7 @@ class Connection(asyncio.Protocol):
         self._in_headers = False
         if self._draining_input:
             return
-        modern = self._parser.get_http_version() == "1.1"
+        self._modern = modern = self._parser.get_http_version() == "1.1"
         fault = UPGRADE if self._parser.should_upgrade() else self._fault_of_head(modern=modern)
         if fault is not None:
             self._refuse(*fault)
@@ -218,7 +221,7 @@ class Connection(asyncio.Protocol):
         except ValueError:
             self._refuse(400, "the request target is not a valid path", "bad_target")
             return
-        exchange.http10 = parser.get_http_version() == "1.0"
+        exchange.http10 = not self._modern
         exchange.keep_alive = parser.should_keep_alive() and not self._server.closing
         exchange.body = bytes(self._body)
         self._body = b""

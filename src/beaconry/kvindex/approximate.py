@@ -50,7 +50,7 @@ _KNOWN = 3.0
 """Length of a shelf with its tail, in capacities: working sets further beyond the cache gain little from affinity."""
 
 
-class Placement(Struct, frozen=True):
+class Placement(Struct, frozen=True, gc=False):
     """A prompt sent to an endpoint: hand it back when the leg is over."""
 
     endpoint: str
@@ -65,7 +65,7 @@ class Placement(Struct, frozen=True):
     """Which life of the endpoint it belongs to: news from before a restart are void."""
 
 
-class IndexStatistics(Struct, frozen=True, kw_only=True):
+class IndexStatistics(Struct, frozen=True, kw_only=True, gc=False):
     """A snapshot of the index for metrics and tests."""
 
     runs: int

@@ -15,7 +15,7 @@ Step = tuple[Run, int, int]
 """A run on a prompt's path, the block of the prompt at which it begins, and how many blocks they share."""
 
 
-class Match(Struct, frozen=True):
+class Match(Struct, frozen=True, gc=False):
     """What one endpoint holds of a prompt, in blocks from its start."""
 
     blocks: int

@@ -328,7 +328,7 @@ class Shadow:
         self._first_byte_due = False
         tokens, attended = self._fill(batch) if self._prompts else (0, 0.0)
         over = batch + tokens - fit.knee
-        if over < 0.0:  # noqa: PLR1730 max() takes longer, and this runs several times for each request
+        if over < 0.0:
             over = 0.0
         self._step = step = [1.0, 1.0 if tokens else 0.0, batch, context, over, attended, step[STARTS]]
         self._due_s = self._began_s + self.factor * fit.seconds(step)

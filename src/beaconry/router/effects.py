@@ -9,7 +9,7 @@ from beaconry.values.stage import Stage
 from beaconry.values.tenant import Allowance
 
 
-class StartLeg(Struct, frozen=True):
+class StartLeg(Struct, frozen=True, gc=False):
     """Send the request, or a stage of it, to `endpoint`. Answer with LegStarted/LegFinished or LegFailed under `leg`.
 
     A prefill leg only finishes or fails. What its answer says of the KV stays with the driver, until the same request's decode leg or end.
@@ -26,21 +26,21 @@ class StartLeg(Struct, frozen=True):
     """What the engine is to be told of the request's priority, in its own direction; None: nothing."""
 
 
-class CancelLeg(Struct, frozen=True):
+class CancelLeg(Struct, frozen=True, gc=False):
     """Close the leg's connection at once; report nothing more of it."""
 
     request_id: str
     leg: int
 
 
-class TellAllowance(Struct, frozen=True):
+class TellAllowance(Struct, frozen=True, gc=False):
     """The answer, whatever it will be, is to say what is left of the tenant's limits."""
 
     request_id: str
     allowances: tuple[Allowance, ...]
 
 
-class Answer(Struct, frozen=True, kw_only=True):
+class Answer(Struct, frozen=True, kw_only=True, gc=False):
     """End a request whose answer has not begun with an OpenAI error object."""
 
     request_id: str
@@ -51,7 +51,7 @@ class Answer(Struct, frozen=True, kw_only=True):
     retry_after_s: float | None = None
 
 
-class BreakStream(Struct, frozen=True, kw_only=True):
+class BreakStream(Struct, frozen=True, kw_only=True, gc=False):
     """End a request whose answer has begun: an SSE error event where it is a stream, then close."""
 
     request_id: str
@@ -60,7 +60,7 @@ class BreakStream(Struct, frozen=True, kw_only=True):
     code: str
 
 
-class Ended(Struct, frozen=True, kw_only=True):
+class Ended(Struct, frozen=True, kw_only=True, gc=False):
     """The request is over: exactly one per request, after its last other effect. For the log."""
 
     request_id: str
@@ -71,7 +71,7 @@ class Ended(Struct, frozen=True, kw_only=True):
     """Since arrival."""
 
 
-class WakeAt(Struct, frozen=True):
+class WakeAt(Struct, frozen=True, gc=False):
     """Hand in TimerDue at this time, unless an earlier WakeAt is pending."""
 
     at_s: float

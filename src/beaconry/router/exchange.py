@@ -8,7 +8,7 @@ from beaconry.kvindex.approximate import Placement
 from beaconry.router.member import Member
 from beaconry.values.candidate import Candidate
 from beaconry.values.request import Request
-from beaconry.values.stage import Stage
+from beaconry.values.stage import PREFILL
 
 
 class Leg:
@@ -45,7 +45,7 @@ class Leg:
         """`candidate`: its `stage` is the leg's."""
         self.id = leg
         self.stage = candidate.stage
-        self.request = request = as_prefill(exchange.request) if self.stage is Stage.PREFILL else exchange.request
+        self.request = request = as_prefill(exchange.request) if self.stage is PREFILL else exchange.request
         """What the engine is asked for."""
         self.exchange = exchange
         self.member = member

@@ -29,38 +29,38 @@ class Fault(StrEnum):
     """Not HTTP."""
 
 
-class RequestArrived(Struct, frozen=True):
+class RequestArrived(Struct, frozen=True, gc=False):
     """A whole, well-formed request is at the door."""
 
     request: Request
 
 
-class RequestRefused(Struct, frozen=True):
+class RequestRefused(Struct, frozen=True, gc=False):
     """A request ended at the door: malformed, too large, no such path. Only counted."""
 
     status: int
 
 
-class ClientLeft(Struct, frozen=True):
+class ClientLeft(Struct, frozen=True, gc=False):
     """The client's connection closed before its answer was complete."""
 
     request_id: str
 
 
-class LegStarted(Struct, frozen=True):
+class LegStarted(Struct, frozen=True, gc=False):
     """The first byte of the answer's body came (status below 500): from here on it is relayed."""
 
     leg: int
     status: int = 200
 
 
-class LegProgressed(Struct, frozen=True):
+class LegProgressed(Struct, frozen=True, gc=False):
     """Bytes came since the last report. Sent at most once a second and leg, not per token."""
 
     leg: int
 
 
-class LegFinished(Struct, frozen=True):
+class LegFinished(Struct, frozen=True, gc=False):
     """The answer is complete; of a prefill leg, the prompt is computed."""
 
     leg: int
@@ -70,7 +70,7 @@ class LegFinished(Struct, frozen=True):
     """Of a prefill leg: its answer named KV that a decode leg can fetch."""
 
 
-class LegFailed(Struct, frozen=True):
+class LegFailed(Struct, frozen=True, gc=False):
     """The leg ended without a complete answer."""
 
     leg: int
@@ -79,33 +79,33 @@ class LegFailed(Struct, frozen=True):
     detail: str = ""
 
 
-class EndpointSeen(Struct, frozen=True):
+class EndpointSeen(Struct, frozen=True, gc=False):
     """Discovery names an endpoint: new, or with changed properties."""
 
     endpoint: Endpoint
 
 
-class EndpointGone(Struct, frozen=True):
+class EndpointGone(Struct, frozen=True, gc=False):
     """Discovery no longer names it. Legs in flight there go on; nothing new is sent."""
 
     name: str
 
 
-class HealthChecked(Struct, frozen=True):
+class HealthChecked(Struct, frozen=True, gc=False):
     """An active health check ended."""
 
     name: str
     healthy: bool
 
 
-class LoadSampled(Struct, frozen=True):
+class LoadSampled(Struct, frozen=True, gc=False):
     """An engine's metrics were read."""
 
     name: str
     sample: LoadSample
 
 
-class AdaptersSeen(Struct, frozen=True):
+class AdaptersSeen(Struct, frozen=True, gc=False):
     """The LoRA adapters that an endpoint serves beside its model, each under a name of its own."""
 
     name: str
@@ -113,7 +113,7 @@ class AdaptersSeen(Struct, frozen=True):
     """Paths by name, as the engine was told them: both enter its block hashes."""
 
 
-class KvEvents(Struct, frozen=True):
+class KvEvents(Struct, frozen=True, gc=False):
     """An engine's cache has changed. A few hundred blocks at most: more come as several facts."""
 
     name: str
@@ -121,14 +121,14 @@ class KvEvents(Struct, frozen=True):
     events: tuple[KvEvent, ...]
 
 
-class KvCleared(Struct, frozen=True):
+class KvCleared(Struct, frozen=True, gc=False):
     """All that was known of an engine's cache is void: it has restarted, or its past has to be told anew."""
 
     name: str
     rank: int
 
 
-class KvSourceChanged(Struct, frozen=True):
+class KvSourceChanged(Struct, frozen=True, gc=False):
     """An engine's cache is known better or worse than before."""
 
     name: str
@@ -138,17 +138,17 @@ class KvSourceChanged(Struct, frozen=True):
     """Why it is not exact; empty if it is."""
 
 
-class TenantsChanged(Struct, frozen=True):
+class TenantsChanged(Struct, frozen=True, gc=False):
     """All tenants there are from now on, with what they may take."""
 
     limits: dict[str, TenantLimits]
 
 
-class TimerDue(Struct, frozen=True):
+class TimerDue(Struct, frozen=True, gc=False):
     """A time asked for with `WakeAt` has come."""
 
 
-class Drain(Struct, frozen=True):
+class Drain(Struct, frozen=True, gc=False):
     """Graceful stop: refuse what arrives from now on, let the rest finish until `deadline_s`."""
 
     deadline_s: float

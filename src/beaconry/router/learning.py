@@ -10,7 +10,7 @@ from beaconry.router.caches import Caches
 from beaconry.router.exchange import Leg
 from beaconry.values.endpoint import Endpoint, LoadSample, Role
 from beaconry.values.request import Request, Usage
-from beaconry.values.stage import Stage
+from beaconry.values.stage import DECODE, PREFILL, WHOLE, Stage
 
 TOKENS_PER_BYTE = 0.25
 """Until usage reports tell better: English text under common vocabularies."""
@@ -47,7 +47,7 @@ class Learning:
         member, candidate, sample = leg.member, leg.candidate, leg.member.sample
         assert leg.first_byte_s is not None
         self._forecasts.first_byte(leg.id, leg.first_byte_s)
-        if leg.stage is Stage.WHOLE:  # a prefill leg's end says more; a decode leg's first byte tells of the transfer
+        if leg.stage is WHOLE:  # a prefill leg's end says more; a decode leg's first byte tells of the transfer
             self._rates.observe_first_token(
                 member.endpoint,
                 ttft_s=max(leg.first_byte_s - leg.dispatched_s - candidate.load_s, 0.0),
@@ -64,9 +64,9 @@ class Learning:
         request, member, stage = leg.request, leg.member, leg.stage
         cached_blocks: float | None = None
         if usage is not None and usage.prompt_tokens:
-            if stage is not Stage.PREFILL:
+            if stage is not PREFILL:
                 member.output_tokens += usage.completion_tokens
-            if stage is not Stage.DECODE:  # its engine reports what the prefilling one had cached
+            if stage is not DECODE:  # its engine reports what the prefilling one had cached
                 cached_blocks = self._learn_prompt(leg, usage)
             if request.stream:  # the first byte of a whole answer is its last: it tells neither TTFT nor ITL
                 self._learn_times(leg, usage, batch_at_end, now_s)

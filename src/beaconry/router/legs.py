@@ -23,7 +23,7 @@ from beaconry.router.retries import RetryBudget
 from beaconry.values.decision import Decision
 from beaconry.values.errors import InternalError
 from beaconry.values.outcome import Outcome
-from beaconry.values.stage import Stage
+from beaconry.values.stage import DECODE, PREFILL
 
 BUSY_STATUSES = frozenset({429, 503})
 """An engine that answers so is full, not broken."""
@@ -96,7 +96,7 @@ class Legs:
             self._timers.sent(leg, now_s)
         if self._eviction.enabled:
             self._eviction.watch(leg)
-        if decision.plan and leg.stage is not Stage.DECODE:
+        if decision.plan and leg.stage is not DECODE:
             plans = self._exchanges.counters[request.model].plans
             exchange.plan = decision.plan
             key = (leg.stage, decision.plan)
@@ -128,7 +128,7 @@ class Legs:
         if leg.first_byte_s is None:
             self._first_byte_came(leg, now_s)
         assert leg.first_byte_s is not None
-        if leg.stage is Stage.PREFILL:
+        if leg.stage is PREFILL:
             self._prefilled(leg, fact, now_s, effects)
             return
         exchange, refused = leg.exchange, fact.status >= 400
@@ -160,7 +160,7 @@ class Legs:
             message = f"the engine failed while it answered ({what})"
             self._exchanges.break_off(leg.exchange, Outcome.STREAM_BROKEN, message, now_s, effects)
         else:
-            if leg.stage is Stage.DECODE and fact.fault is Fault.STATUS and not busy and self._aggregates:
+            if leg.stage is DECODE and fact.fault is Fault.STATUS and not busy and self._aggregates:
                 leg.exchange.whole = Reason.HANDOVER_FAILED
             self._try_again(leg, what, now_s, effects, status=503 if busy else 502)
 
@@ -203,7 +203,7 @@ class Legs:
         if request.stream:
             self._learning.first_byte(leg)
             member.ttft.add(now_s - leg.dispatched_s)
-            if leg.stage is not Stage.PREFILL:
+            if leg.stage is not PREFILL:
                 self._exchanges.counters[request.model].ttft.add(now_s - request.arrived_s)
 
     # -- ends
@@ -256,8 +256,8 @@ class Legs:
         exchange = leg.exchange
         exchange.tried.append(leg.member.endpoint.name)
         exchange.prefill = None
-        prefilling = leg.stage is Stage.PREFILL
-        could_not_fetch = leg.stage is Stage.DECODE and exchange.whole is not None
+        prefilling = leg.stage is PREFILL
+        could_not_fetch = leg.stage is DECODE and exchange.whole is not None
         if could_not_fetch and not self._placing.can_answer(exchange, now_s):
             exchange.tried.pop()  # nobody else is left, and computing it was not tried there
         running = 0 if status == 503 else len(self._exchanges)

@@ -10,7 +10,7 @@ from beaconry.router.shortlist import shortlist
 from beaconry.values.endpoint import Endpoint, Role
 from beaconry.values.errors import InternalError
 from beaconry.values.request import Request
-from beaconry.values.stage import Stage
+from beaconry.values.stage import PREFILL, WHOLE, Stage
 
 
 class Members:
@@ -88,11 +88,11 @@ class Members:
         self._by_name.pop(member.endpoint.name, None)
         return True
 
-    def open_to(self, model: str, now_s: float, tried: Sequence[str] = (), stage: Stage = Stage.WHOLE) -> list[Member]:
+    def open_to(self, model: str, now_s: float, tried: Sequence[str] = (), stage: Stage = WHOLE) -> list[Member]:
         """Those that may get a leg of this stage now. If all that answer are ejected, those, since refusing would be worse."""
         serving = self._group(model, stage)
         members = [m for m in serving if (m.ready or m.admits(now_s)) and (not tried or m.endpoint.name not in tried)]
-        if members or stage is Stage.PREFILL:
+        if members or stage is PREFILL:
             return members
         return [m for m in serving if m.last_resort and m.endpoint.name not in tried]
 
@@ -116,7 +116,7 @@ class Members:
             raise InternalError("the endpoints' legs are not the router's")
 
     def _group(self, model: str, stage: Stage) -> Sequence[Member]:
-        return (self._prefilling if stage is Stage.PREFILL else self._answering).get(model, ())
+        return (self._prefilling if stage is PREFILL else self._answering).get(model, ())
 
     def _regroup(self) -> None:
         self._answering, self._prefilling = {}, {}

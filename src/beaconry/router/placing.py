@@ -21,7 +21,7 @@ from beaconry.scheduling.scheduler import Scheduler
 from beaconry.values.candidate import Candidate
 from beaconry.values.decision import Decision
 from beaconry.values.request import Request
-from beaconry.values.stage import Stage
+from beaconry.values.stage import DECODE, PREFILL, WHOLE, Stage
 
 
 class Placing:
@@ -50,7 +50,7 @@ class Placing:
         if exchange.prefill is not None:
             return self._answering(exchange, exchange.prefill, finding, now_s)
         if not self.members.splits(request.model):
-            return self._schedule(request, exchange.tried, finding, now_s, Stage.WHOLE)
+            return self._schedule(request, exchange.tried, finding, now_s, WHOLE)
         chosen = self._plan(request, exchange.tried, exchange.whole, finding, now_s)
         if chosen.splits and not self.can_answer(exchange, now_s):
             return None
@@ -64,7 +64,7 @@ class Placing:
 
     def can_prefill(self, exchange: Exchange, now_s: float) -> bool:
         """A prefill endpoint that was not tried may get it."""
-        return bool(self.members.open_to(exchange.request.model, now_s, exchange.tried, Stage.PREFILL))
+        return bool(self.members.open_to(exchange.request.model, now_s, exchange.tried, PREFILL))
 
     def can_answer(self, exchange: Exchange, now_s: float) -> bool:
         """An endpoint that answers and was not tried may get it."""
@@ -80,8 +80,8 @@ class Placing:
         if whole is None and self._knobs.mode == "never":
             whole = Reason.NEVER
         if whole is not None:
-            return Plan(Stage.WHOLE, whole)
-        members = self.members.worth_judging(request, tried, finding, now_s, self._rng, Stage.WHOLE)
+            return Plan(WHOLE, whole)
+        members = self.members.worth_judging(request, tried, finding, now_s, self._rng, WHOLE)
         cached_tokens = max((finding.view(member.endpoint).matched_tokens for member in members), default=0)
         prefill = self._prefill(request.model, tried, now_s)
         chosen = plan(self._knobs, request, cached_tokens=cached_tokens, prefill=prefill)
@@ -97,14 +97,14 @@ class Placing:
         wait_s = min((admission.wait_s(member, now_s) - admission.step_s(member) for member in members), default=0.0)
         if wait_s <= 0.0:
             return False
-        apart = self.members.open_to(request.model, now_s, tried, Stage.PREFILL)
+        apart = self.members.open_to(request.model, now_s, tried, PREFILL)
         if not apart:
             return False
         detour_s = min(admission.wait_s(member, now_s) + admission.step_s(member) for member in apart)
         return wait_s > detour_s + self._caches.links.fetch_s(members[0].endpoint, request.prompt_tokens)
 
     def _prefill(self, model: str, tried: Sequence[str], now_s: float) -> Prefill:
-        members = self.members.open_to(model, now_s, tried, Stage.PREFILL)
+        members = self.members.open_to(model, now_s, tried, PREFILL)
         if any(self._admission.is_open(member, now_s) for member in members):
             return Prefill.OPEN
         return Prefill.FULL if members else Prefill.NONE
@@ -112,12 +112,12 @@ class Placing:
     def _answering(self, exchange: Exchange, prefill: Leg, finding: Finding, now_s: float) -> Decision | None:
         """The endpoint for the second leg; `prefill` was the first."""
         assert prefill.first_byte_s is not None
-        decision = self._schedule(exchange.request, exchange.tried, finding, now_s, Stage.DECODE)
+        decision = self._schedule(exchange.request, exchange.tried, finding, now_s, DECODE)
         if decision is None:
             return None
         return replace(
             decision,
-            stage=Stage.DECODE,
+            stage=DECODE,
             plan=exchange.plan,
             source=prefill.member.endpoint.name,
             prefill_s=prefill.first_byte_s - prefill.dispatched_s,
@@ -130,9 +130,9 @@ class Placing:
         if not members:
             return None
         candidates = [member.candidate(finding.view(member.endpoint), now_s) for member in members]
-        if stage is Stage.PREFILL:
+        if stage is PREFILL:
             candidates = [replace(candidate, stage=stage) for candidate in candidates]
-        elif stage is Stage.DECODE:
+        elif stage is DECODE:
             candidates = [self._fetching(candidate, request) for candidate in candidates]
         else:
             candidates = self._admission.choice(request, members, candidates, now_s)
@@ -143,7 +143,7 @@ class Placing:
         tokens = max(request.prompt_tokens - 1 - candidate.matched_tokens, 0)
         return replace(
             candidate,
-            stage=Stage.DECODE,
+            stage=DECODE,
             fetched_tokens=tokens,
             load_s=candidate.load_s + self._caches.links.fetch_s(candidate.endpoint, tokens),
             displaced_tokens=0.0,

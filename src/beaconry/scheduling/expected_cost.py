@@ -44,7 +44,7 @@ from beaconry.scheduling.pickers import pick_least
 from beaconry.values.candidate import Candidate, Prediction
 from beaconry.values.decision import Ranking
 from beaconry.values.request import Request
-from beaconry.values.stage import Stage
+from beaconry.values.stage import DECODE
 
 _DECODE = 0.25
 _REGRET = 3.0
@@ -70,7 +70,7 @@ class ExpectedCost:
 
     def rank(self, request: Request, candidates: Sequence[Candidate], now_s: float, rng: Random) -> Ranking:  # noqa: ARG002
         """Cost every candidate and take the least, ties at random."""
-        if candidates[0].stage is Stage.DECODE:
+        if candidates[0].stage is DECODE:
             return self._rank_decode(request, candidates, rng)
         predict = self._predictor.predict
         prompt = request.prompt_tokens

@@ -12,7 +12,7 @@ TierTokens = tuple[Tier, int]
 """Tokens, and the tier they are in."""
 
 
-class Candidate(Struct, frozen=True, kw_only=True):
+class Candidate(Struct, frozen=True, kw_only=True, gc=False):
     """An endpoint that may serve the request.
 
     The in-flight figures are the router's own counters, exact and instant; `sample` is the last scrape (a correction with an age).
@@ -56,7 +56,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
         return self.prefilling + self.decoding
 
 
-class Prediction(Struct, frozen=True, kw_only=True):
+class Prediction(Struct, frozen=True, kw_only=True, gc=False):
     """Expected latencies of one placement."""
 
     ttft_s: float
@@ -80,7 +80,7 @@ class Source(StrEnum):
     """Neither has been right of late: only tokens in flight are compared."""
 
 
-class Forecast(Struct, frozen=True, kw_only=True):
+class Forecast(Struct, frozen=True, kw_only=True, gc=False):
     """What a request would meet on one endpoint, with ranges that have held for past forecasts. Times count from now."""
 
     source: Source

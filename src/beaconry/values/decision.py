@@ -29,7 +29,7 @@ class Ranking(Struct, frozen=True, kw_only=True, gc=False):
     """What decided, in a few words."""
 
 
-class Verdict(Struct, frozen=True, kw_only=True):
+class Verdict(Struct, frozen=True, kw_only=True, gc=False):
     """What a policy made of one candidate."""
 
     candidate: Candidate
@@ -42,7 +42,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
     """Why it lost, or why it won."""
 
 
-class Decision(Struct, frozen=True, kw_only=True):
+class Decision(Struct, frozen=True, kw_only=True, gc=False):
     """The chosen endpoint, and what it was chosen from."""
 
     endpoint: Endpoint

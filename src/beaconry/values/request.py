@@ -16,7 +16,7 @@ class Api(StrEnum):
     OTHER = "other"
 
 
-class Request(Struct, frozen=True, kw_only=True):
+class Request(Struct, frozen=True, kw_only=True, gc=False):
     """What scheduling may know of a request.
 
     `prefix` holds chained 64-bit hashes over the canonical prompt: `prefix[i]` stands for all of the prompt up to the end of
@@ -68,7 +68,7 @@ class Request(Struct, frozen=True, kw_only=True):
     """The objective for the mean time between tokens."""
 
 
-class Usage(Struct, frozen=True, kw_only=True):
+class Usage(Struct, frozen=True, kw_only=True, gc=False):
     """Token counts as the engine reported them at the end of a leg."""
 
     prompt_tokens: int

@@ -30,18 +30,21 @@ INTERNAL_PREFIXES = (
     b"x-vllm-",
 )
 """Headers by which routers steer engines and sidecars: from a client they could choose a peer, a rank or a priority."""
+_X = ord("x")
+"""With which all of them begin: a look at one byte spares most headers the comparison with each. (llhttp gives no empty names.)"""
+_NONE: frozenset[bytes] = frozenset()
 
 
-def for_engine(headers: Headers, without: frozenset[bytes] = frozenset()) -> bytes:
+def for_engine(headers: Headers, without: frozenset[bytes] = _NONE) -> bytes:
     """The client's headers as they go to an engine, rendered; framing and internal ones left out, and those that `without` names."""
-    dropped = _REQUEST_DROPPED | _named_by_connection(headers) | without
-    return b"".join(
-        [
-            b"%b: %b\r\n" % header
-            for header in headers
-            if header[0] not in dropped and not header[0].startswith(INTERNAL_PREFIXES)
-        ]
-    )
+    parts: list[bytes] = []
+    for name, value in headers:
+        if name in _REQUEST_DROPPED:
+            if name == b"connection" and (named := _named_by_connection(value) - without):
+                return for_engine(headers, without | named)
+        elif name not in without and (name[0] != _X or not name.startswith(INTERNAL_PREFIXES)):
+            parts += (name, b": ", value, b"\r\n")
+    return b"".join(parts)
 
 
 def without_encoding(rendered: bytes) -> bytes:
@@ -51,10 +54,17 @@ def without_encoding(rendered: bytes) -> bytes:
     return b"".join(line for line in rendered.splitlines(keepends=True) if not line.startswith(b"accept-encoding:"))
 
 
-def for_client(headers: Headers) -> Headers:
+def for_client(headers: Headers, without: frozenset[bytes] = _NONE) -> Headers:
     """An engine's headers as they go to the client."""
-    dropped = _RESPONSE_DROPPED | _named_by_connection(headers)
-    return [header for header in headers if header[0] not in dropped and not header[0].startswith(b"x-beaconry-")]
+    kept: Headers = []
+    for header in headers:
+        name = header[0]
+        if name in _RESPONSE_DROPPED:
+            if name == b"connection" and (named := _named_by_connection(header[1]) - without):
+                return for_client(headers, without | named)
+        elif name not in without and (name[0] != _X or not name.startswith(b"x-beaconry-")):
+            kept.append(header)
+    return kept
 
 
 def is_stream(headers: Headers) -> bool:
@@ -65,9 +75,8 @@ def is_stream(headers: Headers) -> bool:
     return False
 
 
-def _named_by_connection(headers: Headers) -> frozenset[bytes]:
-    """Headers that `Connection` declares to be hop-by-hop."""
-    for name, value in headers:
-        if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
-            return frozenset(token.strip().lower() for token in value.split(b","))
-    return frozenset()
+def _named_by_connection(value: bytes) -> frozenset[bytes]:
+    """Headers that a `Connection` declares to be hop-by-hop."""
+    if value.lower() in (b"keep-alive", b"close"):
+        return _NONE
+    return frozenset(token.strip().lower() for token in value.split(b","))

@@ -13,7 +13,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from beaconry.values.errors import CallerError
 from beaconry.values.request import Api
-from beaconry.wire.prefix import chain, digest
+from beaconry.wire.prefix import BLOCK_BYTES, chain, digest
 
 Reserved = Raw | UnsetType
 TOKEN_BYTES = 4
@@ -40,13 +40,13 @@ RESERVED_XARGS = RESERVED_KEYS | {"kv_cache_report_mode"}
 """In `vllm_xargs` also what makes an engine report blocks as stored that it has reported before: others' cache views would be wrong."""
 
 
-class StreamOptions(Struct, frozen=True):
+class StreamOptions(Struct, frozen=True, gc=False):
     """`stream_options`."""
 
     include_usage: bool | None = None
 
 
-class Body(Struct, kw_only=True):
+class Body(Struct, kw_only=True, gc=False):
     """The fields common to all bodies that routing reads."""
 
     model: str
@@ -94,17 +94,15 @@ class Message(Struct):
     tool_calls: Reserved = UNSET
     name: str | None = None
 
-    def canonical(self) -> bytes:
-        """The message as one run of bytes."""
+    def canonical(self) -> str:
+        """The message as one run of text."""
         content = self.content
-        if isinstance(content, str):
-            text = content.encode("utf-8", "surrogatepass")
-        elif content is None:
-            text = b""
-        else:
-            text = b"".join(map(_part, content))
-        calls = b"" if self.tool_calls is UNSET else bytes(self.tool_calls)
-        return b"%b\x1f%b\x1f%b\x1e" % (self.role.encode("utf-8", "surrogatepass"), text, calls)
+        if content is None:
+            content = ""
+        elif not isinstance(content, str):
+            content = "".join(map(_part, content))
+        calls = "" if self.tool_calls is UNSET else str(self.tool_calls, "utf-8")
+        return f"{self.role}\x1f{content}\x1f{calls}\x1e"
 
 
 class TextPart(Struct):
@@ -114,7 +112,7 @@ class TextPart(Struct):
     text: str | None = None
 
 
-class ChatBody(Body, kw_only=True):
+class ChatBody(Body, kw_only=True, gc=False):
     """`/v1/chat/completions`."""
 
     messages: list[Message]
@@ -124,10 +122,8 @@ class ChatBody(Body, kw_only=True):
 
     def prompt(self) -> tuple[bytes, int | None]:
         """Tools come first, as chat templates put them."""
-        parts = [message.canonical() for message in self.messages]
-        if self.tools is not UNSET:
-            parts.insert(0, bytes(self.tools))
-        return b"".join(parts), None
+        text = "".join([message.canonical() for message in self.messages]).encode("utf-8", "surrogatepass")
+        return text if self.tools is UNSET else bytes(self.tools) + text, None
 
     def output_limit(self) -> int | None:
         """The newer name wins, as in vLLM."""
@@ -137,7 +133,7 @@ class ChatBody(Body, kw_only=True):
 Prompt = str | list[str | int | list[int]]
 
 
-class CompletionBody(Body, kw_only=True):
+class CompletionBody(Body, kw_only=True, gc=False):
     """`/v1/completions`."""
 
     prompt_: Prompt | None = msgspec.field(name="prompt", default=None)
@@ -158,7 +154,7 @@ class CompletionBody(Body, kw_only=True):
         return not several and super().divisible()
 
 
-class EmbeddingBody(Body, kw_only=True):
+class EmbeddingBody(Body, kw_only=True, gc=False):
     """`/v1/embeddings`."""
 
     input: Prompt
@@ -172,7 +168,7 @@ class EmbeddingBody(Body, kw_only=True):
         return 0
 
 
-class ResponsesBody(Body, kw_only=True):
+class ResponsesBody(Body, kw_only=True, gc=False):
     """`/v1/responses`."""
 
     input: str | list[Raw]
@@ -208,7 +204,7 @@ class ResponsesBody(Body, kw_only=True):
         )
 
 
-class Parsed(Struct, frozen=True, kw_only=True):
+class Parsed(Struct, frozen=True, kw_only=True, gc=False):
     """What a body says, for routing and for the way back."""
 
     api: Api
@@ -240,6 +236,7 @@ _TYPES: dict[Api, type[Body]] = {
 _DECODERS = {api: msgspec.json.Decoder(kind) for api, kind in _TYPES.items()}
 _TEXT_PART = msgspec.json.Decoder(TextPart)
 _TOOLS = msgspec.json.Decoder(list[TextPart] | None)
+_OTHER = Api.OTHER
 _PATHS = {
     "/v1/chat/completions": Api.CHAT,
     "/v1/completions": Api.COMPLETIONS,
@@ -250,7 +247,7 @@ _PATHS = {
 
 def api_of(path: str) -> Api:
     """Which API a path belongs to."""
-    return _PATHS.get(path, Api.OTHER)
+    return _PATHS.get(path, _OTHER)
 
 
 def parse(api: Api, body: bytes, target_of: Callable[[str], str] | None = None) -> Parsed:
@@ -258,17 +255,20 @@ def parse(api: Api, body: bytes, target_of: Callable[[str], str] | None = None) 
     fields = _decode(api, body)
     model = fields.model if target_of is None else target_of(fields.model)
     text, tokens = fields.prompt()
-    stream = bool(fields.stream)
-    wants_usage = fields.stream_options is not None and bool(fields.stream_options.include_usage)
+    stream = fields.stream is True
+    wants_usage = fields.stream_options is not None and fields.stream_options.include_usage is True
+    prefix: tuple[int, ...] = ()
+    if len(text) >= BLOCK_BYTES:
+        prefix = chain(text, f"{model}\0{fields.cache_salt or ''}".encode("utf-8", "surrogatepass"))
     return Parsed(
         api=api,
         model=model,
         asked_model=fields.model,
         prompt_bytes=len(text),
         prompt_tokens=tokens,
-        prefix=chain(text, f"{model}\0{fields.cache_salt or ''}".encode("utf-8", "surrogatepass")),
+        prefix=prefix,
         output_tokens=_positive(fields.output_limit(), "max_tokens"),
-        sequences=_positive(fields.n, "n") or 1,
+        sequences=1 if fields.n is None else _positive(fields.n, "n") or 1,
         divisible=fields.divisible(),
         stream=stream,
         wants_usage=wants_usage,
@@ -348,7 +348,7 @@ def _positive(value: int | None, name: str) -> int | None:
     return value
 
 
-def _part(raw: Raw) -> bytes:
+def _part(raw: Raw) -> str:
     """A content part: text as it is, anything else (image, audio, file) by digest."""
     try:
         part = _TEXT_PART.decode(raw)
@@ -356,9 +356,7 @@ def _part(raw: Raw) -> bytes:
         raise CallerError(
             f"a message's content parts must be objects: {error}", param="messages", code="invalid_type"
         ) from None
-    if part.text is not None:
-        return part.text.encode("utf-8", "surrogatepass")
-    return digest(bytes(raw))
+    return part.text if part.text is not None else digest(bytes(raw))
 
 
 def _flatten(prompt: Prompt | None, name: str) -> tuple[bytes, int | None]:

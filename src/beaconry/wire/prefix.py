@@ -25,6 +25,6 @@ def chain(text: bytes, salt: bytes) -> tuple[int, ...]:
     return tuple(hashes)
 
 
-def digest(data: bytes) -> bytes:
+def digest(data: bytes) -> str:
     """A short stand-in for bytes too large for the canonical text, such as an image."""
-    return b"%016x" % xxhash.xxh3_64_intdigest(data)
+    return xxhash.xxh3_64_hexdigest(data)

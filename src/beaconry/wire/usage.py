@@ -14,13 +14,13 @@ USAGE_TAIL_BYTES = 65_536
 """An event longer than this is not searched for usage: usage events are some hundred bytes."""
 
 
-class Details(Struct, frozen=True):
+class Details(Struct, frozen=True, gc=False):
     """`prompt_tokens_details` or `input_tokens_details`."""
 
     cached_tokens: int | None = None
 
 
-class UsageBody(Struct, frozen=True):
+class UsageBody(Struct, frozen=True, gc=False):
     """Both spellings: chat and completions say prompt/completion, responses says input/output."""
 
     prompt_tokens: int | None = None
@@ -33,22 +33,22 @@ class UsageBody(Struct, frozen=True):
     def value(self) -> Usage:
         """As our own value. What cannot be (fewer than none, more cached than there is) is taken as the nearest that can."""
         details = self.prompt_tokens_details or self.input_tokens_details
-        prompt = max(self.prompt_tokens or self.input_tokens or 0, 0)
+        prompt = self.prompt_tokens or self.input_tokens or 0
+        completion = self.completion_tokens or self.output_tokens or 0
         cached = None if details is None else details.cached_tokens
-        return Usage(
-            prompt_tokens=prompt,
-            completion_tokens=max(self.completion_tokens or self.output_tokens or 0, 0),
-            cached_tokens=None if cached is None else min(max(cached, 0), prompt),
-        )
+        if prompt < 0 or completion < 0 or (cached is not None and not 0 <= cached <= prompt):
+            prompt, completion = max(prompt, 0), max(completion, 0)
+            cached = None if cached is None else min(max(cached, 0), prompt)
+        return Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
 
 
-class Nested(Struct, frozen=True):
+class Nested(Struct, frozen=True, gc=False):
     """The `response` of a Responses API event."""
 
     usage: UsageBody | None = None
 
 
-class Answer(Struct, frozen=True):
+class Answer(Struct, frozen=True, gc=False):
     """The parts of an answer, or of one stream event, that usage can stand in."""
 
     choices: list[Raw] | None = None
@@ -65,13 +65,20 @@ class Answer(Struct, frozen=True):
 
 
 _ANSWER = msgspec.json.Decoder(Answer)
+_KEY = b'"usage"'
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 
 
 def usage_of(body: bytes) -> Usage | None:
     """Usage of a whole JSON answer, None if it has none or is not such JSON."""
-    if b'"usage"' not in body:
+    at = body.rfind(_KEY)
+    if at < 0:
         return None
+    try:
+        # engines name it among the last fields: if what follows ends the object in which it stands, that is the answer itself
+        return _ANSWER.decode(b"{" + body[at:]).found()
+    except msgspec.MsgspecError:
+        pass
     try:
         return _ANSWER.decode(body).found()
     except msgspec.MsgspecError:
@@ -153,4 +160,4 @@ def _next_boundary(text: bytes, start: int) -> int:
 
 def _holds_usage(data: bytes) -> bool:
     """Whether there is a usage object; some engines put a null into each event."""
-    return b'"usage"' in data and _USAGE.search(data) is not None
+    return _KEY in data and _USAGE.search(data) is not None

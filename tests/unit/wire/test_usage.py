@@ -103,6 +103,16 @@ def test_usage_of_a_responses_stream_is_found():
         (b'"usage"', None),
         (b"", None),
         (json.dumps({"usage": {"prompt_tokens": 5}}).encode(), Usage(prompt_tokens=5, completion_tokens=0)),
+        (b'{"usage": {"prompt_tokens":5},"service_tier":null} \n', Usage(prompt_tokens=5, completion_tokens=0)),
+        (
+            b'{"usage":{"prompt_tokens":5},"a":[{"usage":{"prompt_tokens":9}}]}',
+            Usage(prompt_tokens=5, completion_tokens=0),
+        ),
+        (
+            b'{"usage":{"prompt_tokens":5},"a":{"usage":{"prompt_tokens":9}}}',
+            Usage(prompt_tokens=5, completion_tokens=0),
+        ),
+        (b'{"usage":{"prompt_tokens":5},"a":"usage"}', Usage(prompt_tokens=5, completion_tokens=0)),
         (b'{"usage":{"prompt_tokens":-5,"completion_tokens":-1}}', Usage(prompt_tokens=0, completion_tokens=0)),
         (
             b'{"usage":{"prompt_tokens":100,"completion_tokens":5,"prompt_tokens_details":{"cached_tokens":500}}}',
