@@ -1,14 +1,15 @@
 """Does the gateway keep its promises when more comes than the engines can serve?
 
 Virtual time: the real router over model engines. Three bands and three tenants, one of which sends twice as much as each other one.
-For each workload: how long the top band waits and what is completed at 70, 100 and 150 % of what the fleet can do, with flow control and
-without. A request is good if its first token came within `GOOD_S` of its arrival.
+For each workload: how long the top band waits and what is completed at 70, 100 and 150 % of what the fleet can do, in several modes: with
+flow control, with it before engines that serve by priority themselves, and without. A request is good if its first token came within
+`GOOD_S` of its arrival.
 
 Then what flow control costs: CPU per request beside a router without it, CPU per turn and memory with 100,000 requests queued. How fast a
 gateway whose queue is full says 429 is told by `benchmarks.refusals`.
 
     python -m benchmarks.overload
-    python -m benchmarks.overload --workload "short chats"
+    python -m benchmarks.overload --workload "short chats" --mode on,by-priority --seeds 3
 """
 
 import gc
@@ -16,6 +17,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from random import Random
 from typing import Any
 
@@ -37,7 +39,7 @@ from beaconry.router.facts import EndpointSeen, LegFinished, LegStarted, Request
 from beaconry.router.router import Router
 from beaconry.scheduling.scheduler import make_scheduler
 from beaconry.sim.fleet import Fleet
-from beaconry.values.endpoint import Endpoint
+from beaconry.values.endpoint import Endpoint, SchedulingPolicy
 from beaconry.values.request import Api, Request, Usage
 from beaconry.workload.arrivals import poisson
 from beaconry.workload.distribution import quantile
@@ -68,6 +70,19 @@ FLOW = Flow(
 )
 """As an operator would set it who knows what the clients wait for; all else is default."""
 OFF = Flow(enabled=False)
+
+
+class Mode(Struct, frozen=True):
+    """How the fleet is run."""
+
+    name: str
+    flow: Flow
+    by_priority: bool = False
+    """The engines serve by the priority that the router tells them."""
+
+
+ON = Mode("on", FLOW)
+MODES = {mode.name: mode for mode in (ON, Mode("by-priority", FLOW, by_priority=True), Mode("off", OFF))}
 
 
 def shapes(*shapes: Shape) -> Callable[[float, Random], Iterator[PlannedRequest]]:
@@ -131,7 +146,7 @@ class Run(Struct, frozen=True, kw_only=True):
     """One run in figures, over the requests that arrived while it counted."""
 
     workload: str
-    flow: bool
+    mode: str
     seed: int
     done_per_s: float
     good_per_s: float
@@ -148,27 +163,29 @@ class Run(Struct, frozen=True, kw_only=True):
     refused: int
 
 
-def run(workload: str, load: int, flow: Flow, seed: int) -> Run:
+def run(workload: str, load: int, mode: Mode, seed: int) -> Run:
     """One virtual run of 60 s."""
     until_s = WARMUP_S + COUNTED_S
     rates, marks = RateBook(), Marks(seed)
     router = Router(
-        GatewayConfig(flow=flow),
+        GatewayConfig(flow=mode.flow),
         scheduler=make_scheduler("expected-cost", rates, Registry.installed()),
         caches=Caches(ApproximateIndex(), ExactIndex()),
         rates=rates,
         rng=Random(seed),
     )
+    settings = structs.replace(SETTINGS, by_priority=mode.by_priority)
+    policy = SchedulingPolicy.PRIORITY if mode.by_priority else SchedulingPolicy.FCFS
     names = [f"engine-{i}" for i in range(ENGINES)]
     fleet = Fleet(
         [router],
-        {name: Engine(SETTINGS, TIMING) for name in names},
-        {name: Endpoint(name=name, host="sim", port=1, model="m") for name in names},
+        {name: Engine(settings, TIMING) for name in names},
+        {name: Endpoint(name=name, host="sim", port=1, model="m", scheduling_policy=policy) for name in names},
         mark=marks,
     )
     plan = Plan(WORKLOADS[workload](FULL_RATE[workload] * load / 100, Random(seed)), until_s=until_s)
     samples = fleet.run(plan, until_s=until_s + GOOD_S + 20)
-    return summarise(samples, marks, workload=workload, flow=flow.enabled, seed=seed, load=load)
+    return summarise(samples, marks, workload=workload, mode=mode.name, seed=seed, load=load)
 
 
 def summarise(samples: Sequence[Sample], marks: Marks, **what: Any) -> Run:
@@ -268,25 +285,48 @@ def long_queue(queued: int) -> Queue:
     )
 
 
+COLUMNS = ("load, mode", "done/s", "good/s", "top band p50 ms", "p99 ms", "of each seed", "good", "Jain", "not served")
+
+
+def row(runs: Sequence[Run]) -> tuple[object, ...]:
+    """The medians of runs that differ in their seeds only."""
+
+    def middle(*values: float | None) -> float | None:
+        return report.median([value for value in values if value is not None])
+
+    return (
+        f"{runs[0].load} %, {runs[0].mode}",
+        middle(*(r.done_per_s for r in runs)),
+        middle(*(r.good_per_s for r in runs)),
+        middle(*(r.top_p50_ms for r in runs)),
+        middle(*(r.top_p99_ms for r in runs)),
+        ", ".join(report.cell(r.top_p99_ms) for r in runs),
+        middle(*(r.top_good for r in runs)),
+        middle(*(r.jain for r in runs)),
+        middle(*(r.refused for r in runs)),
+    )
+
+
 def main() -> None:
     parser = report.options(__doc__.splitlines()[0])
     parser.add_argument("--workload", default=",".join(WORKLOADS), help="names, separated by commas")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--mode", default=",".join(MODES), help="names, separated by commas")
+    parser.add_argument("--load", default=",".join(map(str, LOADS)), help="percent, separated by commas")
+    parser.add_argument("--seeds", type=int, default=1, help="how many; medians are shown")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     args = parser.parse_args()
     workloads = ["short chats"] if args.smoke else args.workload.split(",")
-    loads = (70, 150) if args.smoke else LOADS
-    cells = [(w, load, flow, args.seed) for w in workloads for load in loads for flow in (FLOW, OFF)]
+    loads = (70, 150) if args.smoke else [int(load) for load in args.load.split(",")]
+    modes, seeds = [MODES[name] for name in args.mode.split(",")], range(1, args.seeds + 1)
+    cells = [(w, load, mode, seed) for w in workloads for load in loads for mode in modes for seed in seeds]
     with ProcessPoolExecutor(args.workers) as executor:
         runs = list(executor.map(run, *zip(*cells, strict=True)))
-    columns = ("load, flow control", "done/s", "good/s", "top band p50 ms", "p99 ms", "good", "Jain", "not served")
     for workload in workloads:
-        rows = [
-            (f"{r.load} %, {'on' if r.flow else 'off'}", r.done_per_s, r.good_per_s, r.top_p50_ms, r.top_p99_ms,
-             r.top_good, r.jain, r.refused)
-            for r in runs if r.workload == workload
-        ]  # fmt: skip
-        report.table(f"{workload}: 100 % is {FULL_RATE[workload]}/s", columns, rows)
+        alike = [
+            [r for r in runs if (r.workload, r.load, r.mode) == (workload, load, mode.name)]
+            for load, mode in product(loads, modes)
+        ]
+        report.table(f"{workload}: 100 % is {FULL_RATE[workload]}/s", COLUMNS, map(row, alike))
     pairs = [(cpu_us_per_request(OFF, 3000), cpu_us_per_request(FLOW, 3000)) for _ in range(3)]
     off_us, on_us = report.median([off for off, _ in pairs]), report.median([on for _, on in pairs])
     queue = long_queue(QUEUED // 10 if args.smoke else QUEUED)

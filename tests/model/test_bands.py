@@ -4,7 +4,7 @@ import pytest
 
 from beaconry.config.flow import Flow
 from benchmarks import overload
-from benchmarks.overload import FLOW, run
+from benchmarks.overload import ON, Mode, run
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ def short(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_top_band_hardly_notices_overload_and_goodput_stays():
-    calm, crowded = run("short chats", 70, FLOW, 3), run("short chats", 150, FLOW, 3)
+    calm, crowded = run("short chats", 70, ON, 3), run("short chats", 150, ON, 3)
     assert crowded.top_good == 1.0
     assert crowded.top_p50_ms < 1.25 * calm.top_p50_ms
     assert crowded.top_p99_ms < 4 * calm.top_p99_ms  # some 15 requests: nearly the worst of all
@@ -24,5 +24,5 @@ def test_the_top_band_hardly_notices_overload_and_goodput_stays():
 
 def test_one_band_alone_is_served_as_if_there_were_no_bands(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(overload, "BANDS", (("interactive", 10, 0.0), ("standard", 0, 1.0)))
-    alone = run("short chats", 150, Flow(ttl_s=8.0), 3)
+    alone = run("short chats", 150, Mode("one band", Flow(ttl_s=8.0)), 3)
     assert alone.done_per_s > 0.97 * overload.FULL_RATE["short chats"]
