@@ -5,6 +5,9 @@ run, overlapping: one engine is killed and stays dead, one is stopped (it accept
 answers 500 for a while. Promised, and checked (exit code 1): no request fails before its first byte, each has exactly one outcome, and
 afterwards the gateway holds what it held before.
 
+A fault waits until the one before it is known to the health checks: a request has three attempts, and one that met all three engines would
+rightly fail. So what is promised does not depend on how fast the machine is.
+
     python -m benchmarks.faults [--smoke] [--json FILE]
 """
 
@@ -15,6 +18,7 @@ import sys
 import urllib.request
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Sequence
 from random import Random
 
 import msgspec
@@ -24,6 +28,7 @@ from msgspec import Struct
 
 from beaconry.apps.assemble import Gateway
 from beaconry.config.gateway import EndpointConfig, GatewayConfig, Health, Listen
+from beaconry.router.statistics import RouterStatistics
 from benchmarks.children import Child, children
 from benchmarks.report import options, save, table
 
@@ -33,7 +38,13 @@ STEP_S = 0.03
 """An engine step: 200 streams make some 6,000 chunks a second, which one core relays and reads with ease."""
 PATIENCE_S = 90.0
 """How long one answer may take: above the gateway's own deadline for a stalled stream."""
+LASTING = frozenset({"kill", "stop"})
+"""What health checks find out; engines that answer 500 are well, as far as these can tell."""
 LEAK_BYTES = 48 * 1024 * 1024
+KNOWN_WITHIN_S = 60.0
+"""How long health checks may take to find out that an engine is dead or hangs."""
+LETS_GO_WITHIN_S = 10.0
+"""How long the gateway may take to let go of connections once nothing runs."""
 
 
 class Sent(Struct, kw_only=True):
@@ -193,7 +204,16 @@ def strike(step: Step, engines: list[Child], error_s: float) -> None:
     elif step.name == "answer 500":
         body = msgspec.json.encode({"kind": "error", "status": 500, "for_s": error_s})
         url = f"http://127.0.0.1:{child.port}/fault"
-        urllib.request.urlopen(urllib.request.Request(url, body, method="POST"), timeout=5).close()
+        urllib.request.urlopen(urllib.request.Request(url, body, method="POST"), timeout=30).close()
+
+
+def due(plan: Sequence[Step], happened: int, now_s: float, statistics: RouterStatistics) -> Step | None:
+    """The next step, if its time has come and health checks know of the engines that are dead or hang by now."""
+    if happened == len(plan) or now_s < plan[happened].at_s:
+        return None
+    hurt = [step.engine for step in plan[:happened] if step.name in LASTING]
+    known = all(statistics.endpoints[engine].state == "unhealthy" for engine in hurt)
+    return plan[happened] if known or now_s >= plan[happened].at_s + KNOWN_WITHIN_S else None
 
 
 async def follow(gateway: Gateway, engines: list[Child], load: Load, *, smoke: bool) -> list[Phase]:
@@ -203,10 +223,10 @@ async def follow(gateway: Gateway, engines: list[Child], load: Load, *, smoke: b
     start_s = loop.time()
     phases: list[Phase] = []
     retries_before = 0
-    while (now_s := loop.time() - start_s) < end_s:
+    while (now_s := loop.time() - start_s) < end_s or len(phases) < len(plan):
         statistics = gateway.statistics()
-        if len(phases) < len(plan) and now_s >= plan[len(phases)].at_s:
-            step = plan[len(phases)]
+        step = due(plan, len(phases), now_s, statistics)
+        if step is not None:
             if phases:
                 phases[-1].retries = statistics.retries - retries_before
             retries_before = statistics.retries
@@ -240,15 +260,22 @@ def broken_promises(phases: list[Phase], sent: int, outcomes: int, before: Holdi
         for p in phases
         if p.failed_before_first_byte
     ]
+    broken += [f"{p.name} was not noticed" for p in phases if p.name in LASTING and p.noticed_s is None]
     if outcomes != sent:
         broken.append(f"{sent} requests were sent, {outcomes} outcomes counted")
-    empty = ("in_flight", "legs", "relays", "client_connections", "buffered_bytes")
-    broken += [f"{name} is {getattr(after, name)} after the run" for name in empty if getattr(after, name)]
-    if after.files > before.files:
-        broken.append(f"{after.files - before.files} file descriptors are left open")
+    broken += kept(before, after)
     if (after.rss_mib - before.rss_mib) * 2**20 > LEAK_BYTES:
         broken.append(f"memory grew by {after.rss_mib - before.rss_mib:.0f} MiB")
     return broken
+
+
+def kept(before: Holdings, after: Holdings) -> list[str]:
+    """What the gateway still holds."""
+    empty = ("in_flight", "legs", "relays", "client_connections", "buffered_bytes")
+    found = [f"{name} is {getattr(after, name)} after the run" for name in empty if getattr(after, name)]
+    if after.files > before.files:
+        found.append(f"{after.files - before.files} file descriptors are left open")
+    return found
 
 
 async def measure(engines: list[Child], args: Namespace) -> int:
@@ -257,7 +284,7 @@ async def measure(engines: list[Child], args: Namespace) -> int:
         EndpointConfig(name=f"engine-{i}", host="127.0.0.1", port=child.port, model=MODEL)
         for i, child in enumerate(engines)
     )
-    health = Health(interval_s=0.5, timeout_s=0.8) if args.smoke else Health()
+    health = Health(interval_s=0.5, timeout_s=3.0, unhealthy_after=1) if args.smoke else Health()
     gateway = Gateway(GatewayConfig(listen=Listen(port=0), endpoints=endpoints, policy=args.policy, health=health))
     await gateway.start()
     try:
@@ -270,7 +297,7 @@ async def measure(engines: list[Child], args: Namespace) -> int:
             group.create_task(load.run())
             phases = await follow(gateway, engines, load, smoke=args.smoke)
         await all_left(gateway)
-        after = holdings(gateway)
+        after = await let_go(gateway, before)
         outcomes = gateway.statistics().models[MODEL].outcomes
     finally:
         await gateway.stop(1.0)
@@ -305,6 +332,14 @@ async def all_left(gateway: Gateway) -> None:
     """Until the gateway has closed the last client connection."""
     while gateway.server_statistics().connections:  # noqa: ASYNC110 -- the gateway has no event for it
         await asyncio.sleep(0.01)
+
+
+async def let_go(gateway: Gateway, before: Holdings) -> Holdings:
+    """What the gateway holds when it has let go of all, or `LETS_GO_WITHIN_S` later."""
+    deadline_s = asyncio.get_running_loop().time() + LETS_GO_WITHIN_S
+    while kept(before, after := holdings(gateway)) and asyncio.get_running_loop().time() < deadline_s:  # noqa: ASYNC110 -- no event for it
+        await asyncio.sleep(0.05)
+    return after
 
 
 def show(phases: list[Phase], sent: list[Sent], before: Holdings, after: Holdings) -> None:

@@ -14,7 +14,7 @@ def test_faults_counts_every_request_once_and_keeps_its_promises(tmp_path: Path)
     assert "failed before 1st byte" in printed
     assert figures["broken_promises"] == []
     assert [phase["name"] for phase in figures["phases"]] == ["no fault", "kill", "stop", "answer 500", "continue"]
-    assert sum(phase["requests"] for phase in figures["phases"]) == figures["requests"] > 200
+    assert sum(phase["requests"] for phase in figures["phases"]) == figures["requests"] >= 200
 
 
 def test_data_plane_measures_each_load_both_ways(tmp_path: Path):
