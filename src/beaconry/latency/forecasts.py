@@ -8,7 +8,7 @@ first legs of an engine teach nothing: it is still compiling and capturing graph
 from beaconry.latency.rates import RateBook
 from beaconry.latency.shadow import Shadow
 from beaconry.latency.step_fit import CONTEXT, SEQUENCES, STEPS, Work
-from beaconry.latency.variant_book import Foreseen, MeanStep, Raw, VariantBook, VariantStatistics
+from beaconry.latency.variant_book import Foreseen, Raw, VariantBook, VariantStatistics
 from beaconry.values.candidate import Candidate, Forecast, Prediction, Source
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.request import Request, Usage
@@ -30,7 +30,6 @@ class _Twin:
         self.endpoint = endpoint
         self.book = book
         self.shadow = Shadow(book.fit)
-        self.mean = MeanStep()
         self.legs = 0
         """Legs that have taught or could have."""
         self._objectives: dict[int, float] = {}
@@ -56,6 +55,16 @@ class _Twin:
         if self._strictest_s is None and self._objectives:
             self._strictest_s = min(self._objectives.values())
         return self._strictest_s
+
+    def learn(self, work: Work, seconds: float) -> None:
+        """Steps that had to do `work` took so many seconds: of that, the engine's factor is its own, the rest its variant's."""
+        shadow, book = self.shadow, self.book
+        factor = shadow.factor
+        ratio = seconds / max(book.fit.seconds(work), 1e-9)
+        factor += _FACTOR_GAIN * (min(max(ratio, factor / 3), factor * 3) - factor)
+        factor += _FACTOR_PULL * (1.0 - factor)
+        shadow.factor = min(max(factor, _FACTORS[0]), _FACTORS[1])
+        book.learn(work, seconds / shadow.factor)
 
     def note_running(self, running: int, waiting: int, queued: int) -> None:
         """Learn from scrapes who else is there, and how many sequences run at once: an engine that runs the same number time and again
@@ -225,11 +234,9 @@ class Forecasts:
         ttft_s += candidate.load_s
         queue = 0 if not shadow.legs else 2 if wait_s < 0.25 * ttft_s else 4 if wait_s < 0.75 * ttft_s else 6
         regime = queue + (2 * matched > prompt)
-        mean = twin.mean.seconds(twin.book.fit)
-        if mean is None:
-            return Raw(ttft_s, regime, decode_s, decode_s)
-        average_s, prefill_s = mean
-        return Raw(ttft_s, regime, decode_s + shadow.factor * prefill_s, shadow.factor * average_s)
+        met = shadow.interference
+        itl_s, average_s = decode_s * met.stretch, met.step_s
+        return Raw(ttft_s, regime, itl_s, itl_s if average_s is None else shadow.factor * average_s * met.stretch)
 
     # -- lessons
 
@@ -238,13 +245,7 @@ class Forecasts:
         seen = twin.shadow.take_seen()
         if seen is None or twin.legs < _FIRST_LEGS:
             return
-        shadow, book = twin.shadow, twin.book
-        ratio = seen.seconds / max(book.fit.seconds(seen.work), 1e-9)
-        factor = shadow.factor
-        factor += _FACTOR_GAIN * (min(max(ratio, factor / 3), factor * 3) - factor)
-        factor += _FACTOR_PULL * (1.0 - factor)
-        shadow.factor = min(max(factor, _FACTORS[0]), _FACTORS[1])
-        book.learn(seen.work, seen.seconds / shadow.factor)
+        twin.learn(seen.work, seen.seconds)
 
     # -- who is who
 
@@ -277,5 +278,4 @@ def _learn_decode(opened: _Open, steps: int, now_s: float) -> None:
     work[STEPS] = steps
     work[SEQUENCES] *= scale
     work[CONTEXT] *= scale
-    twin.book.learn(work, seconds / twin.shadow.factor)
-    twin.mean.add(work)
+    twin.learn(work, seconds)

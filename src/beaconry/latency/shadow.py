@@ -13,6 +13,7 @@ and no step in which a first byte is due ends before that is seen. Between two s
 from collections.abc import Sequence
 from operator import add, sub
 
+from beaconry.latency.interference import Interference
 from beaconry.latency.step_fit import (
     CONTEXT,
     PROMPT_STEPS,
@@ -87,6 +88,7 @@ class Shadow:
         stranger_tokens: prompt tokens that wait there and are not ours.
         context: KV tokens of the streams at the last end of a step.
         work: what all complete steps had to do; who keeps it for later copies it.
+        interference: what its sequences have met in their steps of late.
 
     """
 
@@ -102,6 +104,7 @@ class Shadow:
         self.stranger_tokens = 0.0
         self.context = 0.0
         self.work: Work = [0.0] * TERMS
+        self.interference = Interference()
         self._prompts: dict[int, _Prompt] = {}
         self._streams: dict[int, _Stream] = {}
         # The step under way: its work, beginning and believed end; None while idle. Planned anew when an event has told more about it.
@@ -120,6 +123,7 @@ class Shadow:
     def dispatch(self, leg: int, *, prompt_tokens: int, uncached: int, silent: bool, now_s: float) -> None:
         """A request is sent there."""
         self._advance(now_s)
+        self.interference.age()
         uncached = max(uncached, 1)
         self._plain = False  # it may enter the batch after the step under way
         self._prompts[leg] = _Prompt(uncached, max(prompt_tokens - uncached, 0), silent=silent)
@@ -286,6 +290,7 @@ class Shadow:
         span_s = now_s - self._began_s
         steps = int(span_s / (first_s + 0.5 * longer_s * span_s / first_s)) or 1
         work = self.work
+        self.interference.note(steps * batch, (first_s + 0.5 * longer_s * (steps - 1)) / self.factor, 0.0)
         work[STEPS] += steps
         work[SEQUENCES] += steps * batch
         work[TOKENS] += steps * step[TOKENS]
@@ -301,9 +306,13 @@ class Shadow:
     def _commit(self, now_s: float) -> None:
         """The step under way is over; the next one begins."""
         assert self._step is not None
-        self.work = list(map(add, self.work, self._step))
+        step = self._step
+        self.work = list(map(add, self.work, step))
         self.context += len(self._streams)
-        if self._step[PROMPT_STEPS]:
+        if step[SEQUENCES]:
+            decode_s, prefill_s = self._fit.parts(step)
+            self.interference.note(step[SEQUENCES], decode_s, prefill_s)
+        if step[PROMPT_STEPS]:
             self._commit_chunks()
         self._began_s = now_s
         self._step = [0.0] * TERMS

@@ -141,6 +141,17 @@ class StepFit:
         t, u, v, w, x, y, z = work
         return a * t + b * u + c * v + d * w + e * x + f * y + g * z
 
+    def parts(self, step: Sequence[float]) -> tuple[float, float]:
+        """What the decoding of one step is expected to take, and what its prompts add; a start from idle left out."""
+        c = self.coefficients
+        batch = step[SEQUENCES]
+        over = max(batch - self.knee, 0.0)
+        decode_s = c[STEPS] + c[SEQUENCES] * batch + c[CONTEXT] * step[CONTEXT] + c[TOKENS] * over
+        prefill_s = (
+            c[PROMPT_STEPS] * step[PROMPT_STEPS] + c[TOKENS] * (step[TOKENS] - over) + c[ATTENDED] * step[ATTENDED]
+        )
+        return decode_s, prefill_s
+
     def observe(self, work: Sequence[float], seconds: float) -> None:
         """Learn that `work` took so many seconds, above 0."""
         expected = self.seconds(work)

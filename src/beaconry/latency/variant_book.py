@@ -1,13 +1,13 @@
-"""What the endpoints of one variant teach together: step times, how far predictions can be trusted, and what a step has to do on average.
+"""What the endpoints of one variant teach together: step times, and how far predictions can be trusted.
 
-A forecast's ITL lies between what the batch costs now and what legs have met on average: requests come and go while one decodes. How far
+A forecast's ITL lies between what the batch costs now and what it has cost on average: requests come and go while one decodes. How far
 it is from now to average is learnt by least squares, as one number.
 """
 
 from msgspec import Struct
 
 from beaconry.latency.conformal import Range, Residuals
-from beaconry.latency.step_fit import ATTENDED, PROMPT_STEPS, STEPS, TOKENS, StepFit, StepTimes, Work
+from beaconry.latency.step_fit import StepFit, StepTimes, Work
 from beaconry.latency.track_record import Accuracy, Quantity, TrackRecord
 from beaconry.values.candidate import Forecast, Prediction, Source
 
@@ -19,8 +19,6 @@ _EVERY = 8
 """Once settled, the fit takes every eighth lesson, and every eighth leg that teaches judges the closed form: more changes little."""
 _LEGS_PER_S = 10.0
 """Once settled, so many legs a second teach, and of more a sample. A busy fleet thus learns as fast as a quiet one, at no more cost."""
-_MEAN_KEPT = 0.97
-"""What a leg keeps of its weight in the mean step when the next one has ended: about the last thirty count."""
 _BLEND_KEPT = 0.99
 _BLEND_PRIOR = 0.02
 """Weight of the belief that the batch of now and the average one matter alike."""
@@ -33,9 +31,9 @@ class Raw(Struct, frozen=True, gc=False):
     regime: int
     """0 to `REGIMES` - 1."""
     itl_now_s: float
-    """With the batch of now, and as much prefill beside it as on average."""
+    """With the batch of now, and as large a share of prefill as of late."""
     itl_average_s: float
-    """With what steps have to do on average."""
+    """With the batch of late as well."""
 
 
 class Foreseen(Struct, frozen=True, kw_only=True, gc=False):
@@ -48,9 +46,9 @@ class Foreseen(Struct, frozen=True, kw_only=True, gc=False):
     ttft: Range
     """What the range of its TTFT is at this moment, as factors on `ttft_s`."""
     itl_now_s: float
-    """With the batch of now, and as much prefill beside it as on average."""
+    """With the batch of now, and as large a share of prefill as of late."""
     itl_average_s: float
-    """With what steps have to do on average."""
+    """With the batch of late as well."""
     itl_s: float
     """Between the two."""
     itl: Range
@@ -132,6 +130,7 @@ class VariantBook:
             ttft_low_s=ttft_s * ttft.low,
             ttft_high_s=ttft_s * ttft.high,
             itl_s=itl_s * itl.middle,
+            itl_mean_s=itl_s * itl.mean,
             itl_low_s=itl_s * itl.low,
             itl_high_s=itl_s * itl.high,
             tail=1.0 - self._coverage,
@@ -209,35 +208,3 @@ class VariantBook:
             gated=self.fit.gated,
             accuracy={key: errors.accuracy() for key, errors in self.record.errors.items()},
         )
-
-
-class MeanStep:
-    """What a step that legs decode in has to do, on average over the latest legs, each by its number of steps."""
-
-    __slots__ = ("_coefficients", "_seconds", "_sums")
-
-    def __init__(self) -> None:
-        self._sums: Work = []
-        """By weight; empty before the first leg."""
-        self._coefficients: Work = []
-        """Those that `_seconds` was worked out with; empty when it must be anew."""
-        self._seconds = (0.0, 0.0)
-
-    def add(self, work: Work) -> None:
-        """The steps of one leg's decode."""
-        sums = self._sums
-        self._sums = [_MEAN_KEPT * a + b for a, b in zip(sums, work, strict=True)] if sums else work
-        self._coefficients = []
-
-    def seconds(self, fit: StepFit) -> tuple[float, float] | None:
-        """What the mean step takes, and how much of it is the prefill beside the decoding; None before the first leg."""
-        sums = self._sums
-        if not sums:
-            return None
-        c = fit.coefficients
-        if c is not self._coefficients:
-            steps = sums[STEPS]
-            prefill_s = c[PROMPT_STEPS] * sums[PROMPT_STEPS] + c[TOKENS] * sums[TOKENS] + c[ATTENDED] * sums[ATTENDED]
-            self._seconds = fit.seconds(sums) / steps, prefill_s / steps
-            self._coefficients = c
-        return self._seconds

@@ -90,6 +90,9 @@ class Forecast(Struct, frozen=True, kw_only=True, gc=False):
     ttft_high_s: float
     """Very likely not later."""
     itl_s: float
+    """As likely more as less; so a long prompt that may come and stall the stream for a while counts for little."""
+    itl_mean_s: float
+    """On average: what a sum over many requests is made of."""
     itl_low_s: float
     itl_high_s: float
     tail: float

@@ -89,6 +89,56 @@ def test_the_ranges_hold_as_often_as_is_asked_for(coverage):
     assert forecasts.forecast(request(), candidate(), 1e6).tail == pytest.approx(1.0 - coverage)
 
 
+class Kept(Forecasts):
+    """Keeps the ITL that was to be expected beside the one that came."""
+
+    def __init__(self, rates):
+        super().__init__(rates)
+        self.expected, self.came, self.first = {}, {}, {}
+
+    def dispatched(self, leg, request, candidate, now_s):
+        self.expected[leg] = self.forecast(request, candidate, now_s).itl_mean_s
+        super().dispatched(leg, request, candidate, now_s)
+
+    def first_byte(self, leg, now_s):
+        self.first[leg] = now_s
+        super().first_byte(leg, now_s)
+
+    def ended(self, leg, usage, now_s, *, finished):
+        self.came[leg] = (now_s - self.first[leg]) / (usage.completion_tokens - 1)
+        super().ended(leg, usage, now_s, finished=finished)
+
+
+def test_replies_are_slowed_down_by_prompts_yet_to_come_as_much_as_expected():
+    rates = RateBook()
+    kept = Kept(rates)
+    virtual = fleet(kept, rates)
+    virtual.run(Plan(islice(conversations(SHAPE, poisson(7.0, Random(1)), Random(2)), 900)), until_s=1e6)
+    (book,) = kept.statistics().values()
+    legs = sorted(kept.came)[100:800]
+    expected, came = (sum(times[leg] for leg in legs) for times in (kept.expected, kept.came))
+    alone_s = book.steps.seconds(8, 8 * 2000, 0, 0.0)
+    assert came / len(legs) > 1.5 * alone_s  # what each batch costs by itself is no answer
+    assert expected == pytest.approx(came, rel=0.05)
+
+
+def test_an_engine_s_own_speed_is_learnt_from_its_replies():
+    """One of two equal engines is slow, and hardly used for it."""
+    rates = RateBook()
+    forecasts = Forecasts(rates)
+    for number in range(60):
+        for name, slow in (("a", 1.0), ("b", 2.0), ("c", 1.0)):
+            leg, now_s = 10 * number + ord(name), 10.0 * number
+            forecasts.dispatched(leg, request(leg), candidate(replace(ENDPOINT, name=name)), now_s)
+            forecasts.first_byte(leg, now_s + slow * 0.05)
+            usage = Usage(prompt_tokens=1000, completion_tokens=101, cached_tokens=0)
+            forecasts.ended(leg, usage, now_s + slow * 1.55, finished=True)
+    quick, slow = (
+        forecasts.forecast(request(), candidate(replace(ENDPOINT, name=name)), 1e4).itl_s for name in ("a", "b")
+    )
+    assert slow / quick == pytest.approx(2.0, rel=0.1)
+
+
 def serve(forecasts, number, now_s, ttft_s):
     """One request on an idle engine; the time at which it ended."""
     forecasts.dispatched(number, request(number), candidate(), now_s)

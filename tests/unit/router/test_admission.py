@@ -153,7 +153,7 @@ class Foreseeing:
 
     def rank(self, request: Request, candidates: object, now_s: float, rng: Random) -> Ranking:
         ttft = {"ttft_s": self.low_s + 1.0, "ttft_low_s": self.low_s, "ttft_high_s": self.low_s + 2.0}
-        itl = {"itl_s": 0.1, "itl_low_s": 0.1, "itl_high_s": 0.1}
+        itl = {"itl_s": 0.1, "itl_mean_s": 0.1, "itl_low_s": 0.1, "itl_high_s": 0.1}
         return Ranking(winner=0, forecasts={0: Forecast(source=Source.SHADOW, tail=0.1, **ttft, **itl)})
 
 

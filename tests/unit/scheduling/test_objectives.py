@@ -26,6 +26,7 @@ def forecast(ttft=0.1, itl=0.02, **fields):
         "ttft_low_s": 0.9 * ttft,
         "ttft_high_s": 1.1 * ttft,
         "itl_s": itl,
+        "itl_mean_s": itl,
         "itl_low_s": 0.9 * itl,
         "itl_high_s": 1.1 * itl,
         "tail": 0.1,
