@@ -17,7 +17,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import product
+from itertools import product, takewhile
 from random import Random
 from typing import Any
 
@@ -48,12 +48,14 @@ from beaconry.workload.request import PlannedRequest
 from beaconry.workload.sample import Sample
 from beaconry.workload.synthetic import Bounds, Shape, conversations
 from benchmarks import report
+from benchmarks.backlog import Backlog, Shares, Watched, jain
 
 ENGINES = 4
 TIMING = LinearStepTime(fixed_s=0.02, per_seq_s=3e-4, per_context_token_s=2e-8, prefill_tps=32_000)
 SETTINGS = EngineSettings(num_blocks=4096, max_num_seqs=32, max_num_batched_tokens=2048)
 """65,536 KV tokens: long prompts fill the memory, long outputs the places."""
-WARMUP_S, COUNTED_S = 30.0, 60.0
+WARMUP_S, COUNTED_S, DRAIN_S = 30.0, 60.0, 90.0
+"""At the end what still runs is let finish: the longest answers take 60 s."""
 GOOD_S = 10.0
 LOADS = (70, 100, 150)
 FULL_RATE = {"short chats": 37.0, "long prompts": 9.2, "long outputs": 4.7, "shared prefixes": 40.0, "mixed": 5.2}
@@ -85,23 +87,16 @@ ON = Mode("on", FLOW)
 MODES = {mode.name: mode for mode in (ON, Mode("by-priority", FLOW, by_priority=True), Mode("off", OFF))}
 
 
-def shapes(*shapes: Shape) -> Callable[[float, Random], Iterator[PlannedRequest]]:
+def shapes(*shapes: Shape) -> Callable[[float, float, Random], Iterator[PlannedRequest]]:
     """Requests of several kinds, equally many of each, in one stream."""
 
-    def openings(rate: float, rng: Random) -> Iterator[PlannedRequest]:
-        clocks = list(poisson_until(rate, rng))
+    def openings(rate: float, until_s: float, rng: Random) -> Iterator[PlannedRequest]:
+        clocks = list(takewhile(lambda at_s: at_s <= until_s, poisson(rate, rng)))
         streams = [conversations(shape, clocks, Random(rng.random())) for shape in shapes]
         for requests in zip(*streams, strict=True):
             yield rng.choice(requests)
 
     return openings
-
-
-def poisson_until(rate: float, rng: Random) -> Iterator[float]:
-    for at_s in poisson(rate, rng):
-        if at_s > WARMUP_S + COUNTED_S:
-            return
-        yield at_s
 
 
 CHAT = Shape(prompt_tokens=Bounds(low=50, high=400), output_tokens=Bounds(low=20, high=200))
@@ -158,21 +153,26 @@ class Run(Struct, frozen=True, kw_only=True):
     top_good: float
     """Share of the top band that was good."""
     load: int
-    jain: float | None
-    """Jain's index of the tenants' good tokens in the middle band."""
+    shares: Shares
+    """Of the tenants in the middle band while all of them had something waiting."""
+    jain_good: float | None
+    """Jain's index of their good tokens, over the whole time: cached prompts count too, and who wanted no more."""
     refused: int
 
 
-def run(workload: str, load: int, mode: Mode, seed: int) -> Run:
-    """One virtual run of 60 s."""
-    until_s = WARMUP_S + COUNTED_S
+def run(workload: str, load: int, mode: Mode, seed: int, counted_s: float = COUNTED_S) -> Run:
+    """One virtual run."""
+    until_s = WARMUP_S + counted_s
     rates, marks = RateBook(), Marks(seed)
-    router = Router(
+    backlog = Backlog([name for name, _ in TENANTS], WARMUP_S, until_s)
+    router = Watched(
         GatewayConfig(flow=mode.flow),
         scheduler=make_scheduler("expected-cost", rates, Registry.installed()),
         caches=Caches(ApproximateIndex(), ExactIndex()),
         rates=rates,
         rng=Random(seed),
+        backlog=backlog,
+        priority=BANDS[1][1],
     )
     settings = structs.replace(SETTINGS, by_priority=mode.by_priority)
     policy = SchedulingPolicy.PRIORITY if mode.by_priority else SchedulingPolicy.FCFS
@@ -183,12 +183,13 @@ def run(workload: str, load: int, mode: Mode, seed: int) -> Run:
         {name: Endpoint(name=name, host="sim", port=1, model="m", scheduling_policy=policy) for name in names},
         mark=marks,
     )
-    plan = Plan(WORKLOADS[workload](FULL_RATE[workload] * load / 100, Random(seed)), until_s=until_s)
-    samples = fleet.run(plan, until_s=until_s + GOOD_S + 20)
-    return summarise(samples, marks, workload=workload, mode=mode.name, seed=seed, load=load)
+    plan = Plan(WORKLOADS[workload](FULL_RATE[workload] * load / 100, until_s, Random(seed)), until_s=until_s)
+    samples = fleet.run(plan, until_s=until_s + DRAIN_S)
+    shares = backlog.shares()
+    return summarise(samples, marks, counted_s, shares=shares, workload=workload, mode=mode.name, seed=seed, load=load)
 
 
-def summarise(samples: Sequence[Sample], marks: Marks, **what: Any) -> Run:
+def summarise(samples: Sequence[Sample], marks: Marks, counted_s: float, **what: Any) -> Run:
     counted = [s for s in samples if s.planned_s >= WARMUP_S]
     good = [s for s in counted if s.error is None and (s.ttft_s or 0.0) <= GOOD_S]
     top = [s for s in counted if marks.of[s.index][0] == BANDS[0][0]]
@@ -199,17 +200,15 @@ def summarise(samples: Sequence[Sample], marks: Marks, **what: Any) -> Run:
         band, tenant = marks.of[s.index]
         if band == BANDS[1][0]:
             middle[tenant] += s.planned_prompt_tokens + s.planned_output_tokens
-    shares = list(middle.values())
-    squares = sum(x * x for x in shares)
-    within = [s for s in samples if s.error is None and WARMUP_S <= s.end_s < WARMUP_S + COUNTED_S]
+    within = [s for s in samples if s.error is None and WARMUP_S <= s.end_s < WARMUP_S + counted_s]
     return Run(
-        done_per_s=len(within) / COUNTED_S,
-        good_per_s=len(good) / COUNTED_S,
-        good_tokens_per_s=sum(s.planned_prompt_tokens + s.planned_output_tokens for s in good) / COUNTED_S,
+        done_per_s=len(within) / counted_s,
+        good_per_s=len(good) / counted_s,
+        good_tokens_per_s=sum(s.planned_prompt_tokens + s.planned_output_tokens for s in good) / counted_s,
         top_p50_ms=1e3 * quantile(ttft, 0.5) if ttft else None,
         top_p99_ms=1e3 * quantile(ttft, 0.99) if ttft else None,
         top_good=sum(s.index in good_ones for s in top) / max(len(top), 1),
-        jain=sum(shares) ** 2 / (len(shares) * squares) if squares else None,
+        jain_good=jain(list(middle.values())),
         refused=sum(s.error is not None for s in counted),
         **what,
     )
@@ -285,7 +284,8 @@ def long_queue(queued: int) -> Queue:
     )
 
 
-COLUMNS = ("load, mode", "done/s", "good/s", "top band p50 ms", "p99 ms", "of each seed", "good", "Jain", "not served")
+COLUMNS = ("load, mode", "done/s", "good/s", "top band p50 ms", "p99 ms", "of each seed", "good", "not served", "Jain", "of the time",
+           "Jain of what is good")  # fmt: skip
 
 
 def row(runs: Sequence[Run]) -> tuple[object, ...]:
@@ -302,8 +302,10 @@ def row(runs: Sequence[Run]) -> tuple[object, ...]:
         middle(*(r.top_p99_ms for r in runs)),
         ", ".join(report.cell(r.top_p99_ms) for r in runs),
         middle(*(r.top_good for r in runs)),
-        middle(*(r.jain for r in runs)),
         middle(*(r.refused for r in runs)),
+        middle(*(r.shares.jain for r in runs)),
+        ", ".join(report.cell(r.shares.covered) for r in runs),
+        middle(*(r.jain_good for r in runs)),
     )
 
 
@@ -313,12 +315,15 @@ def main() -> None:
     parser.add_argument("--mode", default=",".join(MODES), help="names, separated by commas")
     parser.add_argument("--load", default=",".join(map(str, LOADS)), help="percent, separated by commas")
     parser.add_argument("--seeds", type=int, default=1, help="how many; medians are shown")
+    parser.add_argument("--seconds", type=float, default=COUNTED_S, help="how long each run counts")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     args = parser.parse_args()
     workloads = ["short chats"] if args.smoke else args.workload.split(",")
     loads = (70, 150) if args.smoke else [int(load) for load in args.load.split(",")]
     modes, seeds = [MODES[name] for name in args.mode.split(",")], range(1, args.seeds + 1)
-    cells = [(w, load, mode, seed) for w in workloads for load in loads for mode in modes for seed in seeds]
+    cells = [
+        (w, load, mode, seed, args.seconds) for w in workloads for load in loads for mode in modes for seed in seeds
+    ]
     with ProcessPoolExecutor(args.workers) as executor:
         runs = list(executor.map(run, *zip(*cells, strict=True)))
     for workload in workloads:

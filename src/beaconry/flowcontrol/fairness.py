@@ -7,7 +7,8 @@
   2025). Each fifth turn goes to the flow that has waited longest for one, so that new programs cannot starve an old one.
 - `round-robin`: one request each in turn.
 
-What a request costs is estimated at dispatch and corrected at its end, so nobody gains by lying about its length.
+What a request costs is estimated at dispatch, and corrected once it is known what is cached and at its end, so nobody gains by lying about
+its length. What is returned then lowers the band's tag too: those that come back would else begin behind all others.
 """
 
 from collections import OrderedDict
@@ -71,7 +72,7 @@ class FairnessPolicy(Protocol):
         ...
 
     def settle(self, flow: Flow, ticket: Ticket, tokens: float, now_s: float) -> None:
-        """That request has ended and took so many tokens."""
+        """That request took so many tokens, or is going to: charge it that, instead of what it was charged so far."""
         ...
 
 
@@ -182,7 +183,7 @@ class FairShare:
         self._by_tokens = by_tokens
         self._tags = _Tags()
         self._least = 0.0
-        """The tag at which a flow was served last: where those begin that come back."""
+        """Where those begin that come back: the tag at which a flow was served last, or the least if that has fallen since."""
 
     def key(self, request: Request) -> str:
         """By tenant."""
@@ -202,7 +203,7 @@ class FairShare:
 
     def serve(self, flow: Flow, ticket: Ticket, now_s: float) -> None:  # noqa: ARG002
         """Charge it."""
-        self._least = max(self._least, flow.tag)
+        self._least = flow.tag
         ticket.charged = ticket.tokens if self._by_tokens else 1.0
         self._tags.add(flow.key, ticket.charged / flow.weight, self._least)
 
@@ -210,6 +211,9 @@ class FairShare:
         """Charge the difference."""
         if self._by_tokens:
             self._tags.add(flow.key, (tokens - ticket.charged) / flow.weight, self._least)
+            ticket.charged = tokens
+            if self._tags.active:
+                self._least = min(self._least, self._tags.first().tag)
 
 
 class LeastAttained:
@@ -256,6 +260,7 @@ class LeastAttained:
     def settle(self, flow: Flow, ticket: Ticket, tokens: float, now_s: float) -> None:  # noqa: ARG002
         """Charge the difference as of the dispatch: by now a token counts for more, and more than was charged would be returned."""
         self._charge(flow.key, tokens - ticket.charged, ticket.served_s)
+        ticket.charged = tokens
 
     def _charge(self, key: str, tokens: float, now_s: float) -> None:
         if now_s - self._since_s > 100 * HALF_LIFE_S:

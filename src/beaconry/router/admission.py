@@ -264,7 +264,9 @@ class Admission:
 
     def dispatched(self, leg: Leg, prediction: Prediction | None) -> None:
         """A leg was sent. Of a whole answer the first byte is the last: it counts as prefilled once the predicted time has passed."""
-        request = leg.request
+        request, ticket = leg.request, leg.exchange.ticket
+        if ticket is not None and leg.stage is not Stage.DECODE:
+            self.queue.placed(ticket, leg.prompt_tokens - leg.uncached_tokens, leg.dispatched_s)
         if self._contested:
             self._capacity.dispatched(leg)
             if leg.stage is not Stage.PREFILL:  # the leg that answers takes the place, once per request

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from beaconry.config.flow import BandConfig, Flow
 from beaconry.flowcontrol.control import FlowControl
 from beaconry.flowcontrol.fairness import EVERY_TURN, HALF_LIFE_S
+from beaconry.flowcontrol.ticket import Ticket
 from beaconry.values.request import Api, Request
 
 ALL = ("tokens", "requests", "round-robin", "least-attained")
@@ -22,7 +23,7 @@ class Band:
         self.count = 0
         self.now_s = 0.0
 
-    def offer(self, tenant: str, tokens: int = 100, **fields: object) -> None:
+    def offer(self, tenant: str, tokens: int = 100, **fields: object) -> Ticket:
         self.count += 1
         request = Request(
             id=str(self.count),
@@ -33,7 +34,9 @@ class Band:
             tenant=tenant,
             **fields,
         )
-        assert not self.control.offer(self.control.ticket("m", request, 0.0, self.now_s), passing=False)
+        ticket = self.control.ticket("m", request, 0.0, self.now_s)
+        assert not self.control.offer(ticket, passing=False)
+        return ticket
 
     def serve(self, took: int | None = None) -> Request:
         ticket = self.control.next("m", lambda _: True)
@@ -95,6 +98,104 @@ def test_who_took_more_than_it_looked_pays_for_it():
         band.control.settle(ticket, 100, 0, 0.0)
         served.append(ticket.request.tenant)
     assert served.count("liar") == pytest.approx(10, abs=1)
+
+
+def test_what_is_known_to_be_cached_costs_nothing_long_before_the_request_ends():
+    band = Band("tokens")
+    for _ in range(40):
+        band.offer("cached", 1000)
+        band.offer("other", 100)
+    served = []
+    for _ in range(20):
+        ticket = band.control.next("m", lambda _: True)
+        band.control.dispatch(ticket, 0.0)
+        band.control.placed(ticket, 900 if ticket.request.tenant == "cached" else 0, 0.0)
+        served.append(ticket.request.tenant)
+    assert served.count("cached") == 10
+
+
+def test_who_comes_after_charges_were_returned_does_not_begin_behind_the_others():
+    band = Band("tokens")
+    tickets = []
+    for _ in range(40):
+        band.offer("a", 1000)
+    for _ in range(10):
+        tickets.append(band.control.next("m", lambda _: True))
+        band.control.dispatch(tickets[-1], 0.0)
+    for ticket in tickets:
+        band.control.settle(ticket, 10, 0, 0.0)
+    for _ in range(40):
+        band.offer("b", 1000)
+    served = [band.serve(took=10).tenant for _ in range(20)]
+    assert served.count("b") == pytest.approx(10, abs=1)
+
+
+class Shared:
+    """A band in any interleaving, and what each tenant has really had since all of them were backlogged.
+
+    A request's estimate and what it takes lie within `LARGEST`; at most `late` of a tenant have been sent and not been settled.
+    """
+
+    LARGEST = 1000
+    TENANTS = "abc"
+
+    def __init__(self, late: int) -> None:
+        self.band = Band("tokens")
+        self.late = late
+        self.waiting: dict[str, list[Ticket]] = {tenant: [] for tenant in self.TENANTS}
+        self.sent: list[tuple[Ticket, int]] = []
+        """And what they take."""
+        self.had = dict.fromkeys(self.TENANTS, 0)
+
+    def offer(self, tenant: str, tokens: int) -> None:
+        if not all(self.waiting.values()):
+            self.had = dict.fromkeys(self.TENANTS, 0)
+        self.waiting[tenant].append(self.band.offer(tenant, tokens))
+
+    def leave(self, tenant: str) -> None:
+        if self.waiting[tenant]:
+            self.band.control.remove(self.waiting[tenant].pop())
+
+    def serve(self, takes: int) -> None:
+        control = self.band.control
+        ticket = control.next("m", lambda _: True)
+        if ticket is None:
+            return
+        tenant = ticket.request.tenant
+        control.dispatch(ticket, 0.0)
+        self.waiting[tenant].remove(ticket)
+        self.had[tenant] += takes
+        self.sent.append((ticket, takes))
+        mine = [one for one in self.sent if one[0].request.tenant == tenant]
+        if len(mine) > self.late:
+            self.settle(self.sent.index(mine[0]))
+
+    def settle(self, number: int) -> None:
+        if self.sent:
+            ticket, takes = self.sent.pop(number % len(self.sent))
+            self.band.control.settle(ticket, takes, 0, 0.0)
+
+
+@given(data=st.data(), late=st.integers(0, 3))
+def test_backlogged_tenants_differ_by_a_few_of_the_largest_requests_in_any_interleaving(data: st.DataObject, late: int):
+    shared = Shared(late)
+    tenants, sizes = st.sampled_from(Shared.TENANTS), st.integers(1, Shared.LARGEST)
+    for tenant in Shared.TENANTS:
+        for _ in range(3):
+            shared.offer(tenant, data.draw(sizes))
+    for _ in range(data.draw(st.integers(1, 120))):
+        match data.draw(st.sampled_from("oossssslt")):
+            case "o":
+                shared.offer(data.draw(tenants), data.draw(sizes))
+            case "s":
+                shared.serve(data.draw(sizes))
+            case "l":
+                shared.leave(data.draw(tenants))
+            case _:
+                shared.settle(data.draw(st.integers(0, 10)))
+        if all(shared.waiting.values()):
+            most, least = max(shared.had.values()), min(shared.had.values())
+            assert most - least <= (2 + 2 * late) * Shared.LARGEST
 
 
 @pytest.mark.parametrize("fairness", ALL)

@@ -96,6 +96,15 @@ def test_who_does_not_wait_has_no_wait_in_its_decision():
     assert (start.decision.queued_s, start.decision.waited_for) == (0.0, "")
 
 
+def test_who_waited_is_charged_for_what_its_engine_does_not_hold_yet():
+    bench = Bench("a")
+    prefix = {"prefix": tuple(range(30)), "block_tokens": 64, "output_tokens": 10}
+    (start,) = bench.arrive("r", **prefix)
+    assert bench.arrive("t", **prefix) == []
+    bench.tell(LegStarted(start.leg), after_s=0.25)
+    assert bench.router._exchanges["t"].ticket.charged == 2000 - 30 * 64 + 2 * 10
+
+
 @pytest.mark.parametrize(("fairness", "kept"), [("tokens", False), ("least-attained", True)])
 def test_who_does_not_wait_passes_the_queue_by_unless_somebody_keeps_accounts(fairness: str, kept: bool):
     bench = Bench(bands=(BandConfig(name="d", priority=0, fairness=fairness),))
