@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from beaconry.config.tenants import TenantLimits
 from beaconry.tenancy.allowances import FIRST_OUTPUT_TOKENS, Allowances
+from beaconry.values.errors import InternalError
 from beaconry.values.outcome import Outcome
 from beaconry.values.request import Api, Request, Usage
 from beaconry.values.tenant import LimitKind
@@ -41,6 +42,20 @@ def test_a_tenant_without_limits_is_counted_and_told_nothing():
     assert allowances.arrive(request(), 0.0) is None
     assert allowances.left("acme", 0.0) == ()
     assert allowances.statistics()["acme"].running == 1
+
+
+def test_a_tenant_that_is_not_configured_is_told_nothing():
+    allowances = limited(requests_per_s=2.0)
+    assert allowances.left("others", 0.0) == allowances.left(None, 0.0) == ()
+
+
+def test_a_lost_request_is_noticed():
+    allowances = limited()
+    allowances.arrive(request(), 0.0)
+    allowances.check()
+    allowances._accounts["acme"].running = 0
+    with pytest.raises(InternalError, match="acme counts 0 requests, 1 are charged"):
+        allowances.check()
 
 
 def test_requests_come_in_bursts_and_then_at_their_rate():

@@ -125,6 +125,19 @@ def test_what_is_no_text_or_no_message_is_refused(message, reason):
     assert caught.value.reason is reason
 
 
+def test_what_else_a_message_says_of_itself_is_kept_where_templates_know_it():
+    named = one({"role": "user", "content": "a", "name": "Ann", "task": "t", "other": 1})
+    assert (named["name"], named["task"], "other" in named) == ("Ann", "t", False)
+    assert "name" not in one({"role": "user", "content": "a", "name": 5})
+    assert one({"role": "developer", "content": "a", "tools": [1]})["tools"] == [1]
+    assert "tools" not in one({"role": "user", "content": "a", "tools": [1]})
+
+
+def test_a_text_part_without_text_is_no_part():
+    parts = [{"type": "text", "text": None}, {"type": "text", "text": "a"}, {"type": "refusal"}]
+    assert one({"role": "user", "content": parts})["content"] == "a"
+
+
 @pytest.mark.parametrize("tool", [{}, {"type": "custom"}, {"function": {}}])
 def test_what_is_no_function_is_no_tool(tool):
     with pytest.raises(NoTokensError, match="function"):

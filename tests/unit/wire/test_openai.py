@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from beaconry.values.errors import CallerError
 from beaconry.values.request import Api
-from beaconry.wire.openai import RESERVED_KEYS, parse, with_priority
+from beaconry.wire.openai import RESERVED_KEYS, Parsed, parse, with_priority
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(max_size=20),
@@ -142,6 +142,35 @@ def test_model_salt_and_tools_part_prefixes(other: dict[str, object]):
     messages = [{"role": "user", "content": "word " * 200}]
     one = parse(Api.CHAT, chat(messages=messages)).prefix
     assert not set(one) & set(parse(Api.CHAT, chat(messages=messages, **other)).prefix)
+
+
+def test_a_longer_response_shares_the_prefix_of_the_shorter_one_and_instructions_come_first():
+    def response(**fields: object) -> Parsed:
+        return parse(Api.RESPONSES, json.dumps({"model": "m", **fields}).encode())
+
+    items = [{"role": "user", "content": "word " * 200}, {"role": "assistant", "content": "reply " * 100}]
+    one, two = response(input=items[:1]), response(input=items)
+    assert len(one.prefix) == one.prompt_bytes // 256
+    assert two.prefix[: len(one.prefix)] == one.prefix
+    assert len(two.prefix) > len(one.prefix)
+    told = response(input=items, instructions="Be brief.")
+    assert told.prompt_bytes > two.prompt_bytes
+    assert not set(told.prefix) & set(two.prefix)
+
+
+def test_what_an_assistant_calls_counts_though_it_says_nothing():
+    def calls(arguments: str) -> Parsed:
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        return parse(Api.CHAT, chat(messages=[message, {"role": "tool", "content": "x" * 600}]))
+
+    assert calls("long " * 50).prompt_bytes > calls("").prompt_bytes + 200
+    assert calls("a").prefix != calls("b").prefix
+
+
+def test_a_completion_without_a_prompt_is_the_engines_to_judge():
+    parsed = parse(Api.COMPLETIONS, b'{"model":"m"}')
+    assert (parsed.prompt_bytes, parsed.prompt_tokens, parsed.prefix) == (0, None, ())
 
 
 def test_an_image_counts_by_digest_not_by_length():

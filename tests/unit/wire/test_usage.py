@@ -75,6 +75,22 @@ def test_bytes_that_are_no_events_pass_unchanged(pieces: list[bytes], strip: boo
     assert b"".join([*map(watch.feed, pieces), watch.finish()]) == b"".join(pieces)
 
 
+def test_an_event_that_names_usage_twice_is_counted_once():
+    twice = {"choices": [], "nested": {"usage": {"prompt_tokens": 1}}, "usage": USAGE}
+    watch = StreamWatch(strip=True)
+    assert watch.feed(event({"choices": [1]}) + event(twice) + event({"choices": [2]})) == event(
+        {"choices": [1]}
+    ) + event({"choices": [2]})
+    assert watch.usage == FOUND
+
+
+def test_a_broken_event_that_names_usage_passes_and_the_next_one_counts():
+    broken = b'data: {"choices":[],"usage":{"prompt_tokens":\n\n'
+    watch = StreamWatch(strip=True)
+    assert watch.feed(broken + event({"choices": [], "usage": USAGE})) == broken
+    assert watch.usage == FOUND
+
+
 def test_usage_beside_content_stays():
     whole = event({"choices": [{"delta": {}}], "usage": USAGE})
     watch = StreamWatch(strip=True)
