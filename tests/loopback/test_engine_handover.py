@@ -282,10 +282,10 @@ async def test_the_lease_of_who_waits_for_room_is_kept_alive():
     tight = EngineSettings(num_blocks=64, max_num_seqs=1)
     async with (
         running(kv_transfer=producer) as (p, p_port),
-        running(kv_transfer=consumer, settings=tight, step_time=slow, max_model_len=1024) as (_, d_port),
+        running(kv_transfer=consumer, settings=tight, step_time=slow, max_model_len=1024) as (d, d_port),
     ):
         full = asyncio.create_task(call(d_port, "/v1/completions", PROMPT | {"prompt": "x" * 3200, "max_tokens": 75}))
-        await asyncio.sleep(0.05)
+        await until(lambda: not d.generation.engine.idle)
         handoff = (await prefill(p_port, prompt_of()))["kv_transfer_params"]
         waits = asyncio.create_task(decode(d_port, prompt_of(), handoff))
         await full

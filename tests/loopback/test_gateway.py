@@ -342,7 +342,8 @@ def test_requests_waiting_on_a_hung_engine_move_when_it_fails_its_health_checks(
         hung = FakeEngine(hang)
         async with gateway(hung, FakeEngine()) as running:
             pending = [asyncio.ensure_future(send(running.port, post(chat()))) for _ in range(6)]
-            await asyncio.sleep(0.1)
+            while len(hung.requests) < 3:
+                await asyncio.sleep(0.01)
             hung.healthy = False
             assert [r.status for r in await asyncio.gather(*pending)] == [200] * 6
 
@@ -529,9 +530,11 @@ def test_stopping_finishes_what_runs_and_refuses_what_comes():
         writer.write(whole())
 
     async def main():
-        async with gateway(FakeEngine(slow)) as running:
+        engine = FakeEngine(slow)
+        async with gateway(engine) as running:
             pending = asyncio.ensure_future(send(running.port, post(chat())))
-            await asyncio.sleep(0.1)
+            while not engine.requests:
+                await asyncio.sleep(0.01)
             stopping = asyncio.ensure_future(running.stop(5.0))
             assert (await pending).status == 200
             await stopping

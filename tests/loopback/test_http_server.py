@@ -32,22 +32,54 @@ async def serving(handle: Callable[[Exchange], None] = echo, **limits: float) ->
         assert server.buffered_bytes == 0
 
 
-async def talk(server: HttpServer, *pieces: bytes, pause_s: float = 0.0) -> bytes:
-    """Send the pieces, then read until the server closes or is silent for a while."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    answer = b""
-    try:
-        for piece in pieces:
-            writer.write(piece)
-            await asyncio.sleep(pause_s)
-        with contextlib.suppress(TimeoutError):
-            while data := await asyncio.wait_for(reader.read(65536), 0.25):
-                answer += data
-    finally:
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
-    return answer
+class Client(asyncio.Protocol):
+    """Keeps what it receives."""
+
+    def __init__(self) -> None:
+        self.answer = b""
+        self.closed = False
+
+    def data_received(self, data: bytes) -> None:
+        self.answer += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+
+
+TURNS = 8
+"""One loop does everything: what is not there after so many of its turns is not coming."""
+
+
+async def settled(client: Client) -> None:
+    """Until the server has closed, or has nothing more to say."""
+    before, still = -1, 0
+    while still < TURNS and not client.closed:
+        await asyncio.sleep(0.001)
+        still = still + 1 if len(client.answer) == before else 0
+        before = len(client.answer)
+
+
+async def some_turns() -> None:
+    """Let the loop do what it has to do."""
+    for _ in range(TURNS):
+        await asyncio.sleep(0.001)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what no callback announces; the time for a test bounds it."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+async def talk(server: HttpServer, *pieces: bytes) -> bytes:
+    """Send the pieces, each when the server has nothing more to say to those before, unless it has closed; returns all that it says."""
+    transport, client = await asyncio.get_running_loop().create_connection(Client, "127.0.0.1", server.port)
+    for piece in pieces:
+        if not client.closed:
+            transport.write(piece)
+            await settled(client)
+    transport.close()
+    return client.answer
 
 
 def run(test: Callable[[], object]) -> None:
@@ -58,7 +90,7 @@ def run(test: Callable[[], object]) -> None:
 def test_a_request_is_answered_and_the_connection_kept():
     async def main():
         async with serving() as server:
-            answer = await talk(server, POST % (2, b"hi"), POST % (3, b"you"), pause_s=0.02)
+            answer = await talk(server, POST % (2, b"hi"), POST % (3, b"you"))
             assert answer.count(b"HTTP/1.1 200 OK") == 2
             assert answer.endswith(b"POST /echo you")
 
@@ -79,7 +111,7 @@ def test_requests_sent_ahead_are_answered_in_order():
 def test_more_requests_ahead_than_allowed_end_the_connection_after_those_allowed():
     async def main():
         def later(exchange: Exchange) -> None:
-            asyncio.get_running_loop().call_later(0.01, echo, exchange)
+            asyncio.get_running_loop().call_soon(echo, exchange)
 
         async with serving(later, pipelined_requests=4) as server:
             answer = await talk(server, b"".join(POST % (1, b"x") for _ in range(50)))
@@ -98,7 +130,7 @@ def test_a_body_in_chunks_arrives_whole_and_trailers_are_dropped():
 
         async with serving(handle) as server:
             head = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
-            await talk(server, head, b"3\r\nabc\r\n", b"2\r\nde\r\n0\r\nx-late: 1\r\n\r\n", pause_s=0.02)
+            await talk(server, head, b"3\r\nabc\r\n", b"2\r\nde\r\n0\r\nx-late: 1\r\n\r\n")
             assert seen == [(b"abcde", None)]
 
     run(main)
@@ -108,7 +140,7 @@ def test_expect_continue_is_answered_before_the_body_comes():
     async def main():
         async with serving() as server:
             head = b"POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n"
-            answer = await talk(server, head, b"ok", pause_s=0.1)
+            answer = await talk(server, head, b"ok")
             assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
 
     run(main)
@@ -174,7 +206,7 @@ def test_bodies_of_all_clients_together_are_bounded():
 def test_a_header_that_never_ends_is_refused():
     async def main():
         async with serving() as server:
-            answer = await talk(server, b"GET / HTTP/1.1\r\nhost: a\r\nx: ", *[b"y" * 30_000] * 4, pause_s=0.02)
+            answer = await talk(server, b"GET / HTTP/1.1\r\nhost: a\r\nx: ", *[b"y" * 30_000] * 4)
             assert answer.startswith(b"HTTP/1.1 431 ")
 
     run(main)
@@ -184,7 +216,7 @@ def test_a_trailer_that_never_ends_is_refused():
     async def main():
         async with serving() as server:
             head = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nx: "
-            answer = await talk(server, head, *[b"y" * 30_000] * 4, pause_s=0.02)
+            answer = await talk(server, head, *[b"y" * 30_000] * 4)
             assert answer.startswith(b"HTTP/1.1 431 ")
 
     run(main)
@@ -227,9 +259,8 @@ def test_a_slow_reader_of_a_last_answer_has_the_time_of_a_stalled_write():
         async with serving(handle, stalled_write_s=30.0) as server:
             _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
             writer.write(POST % (0, b""))
-            await asyncio.sleep(0.05)
+            await until(lambda: any(connection.write_paused for connection in server._connections))
             (connection,) = server._connections
-            assert connection.write_paused
             assert connection.deadline_s > server.now_s() + 20.0
             writer.transport.abort()
 
@@ -239,9 +270,9 @@ def test_a_slow_reader_of_a_last_answer_has_the_time_of_a_stalled_write():
 def test_a_reader_that_stands_still_is_dropped_however_little_is_left_to_send():
     async def main():
         async with serving(stalled_write_s=0.1) as server:
-            _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
             writer.write(POST % (0, b""))
-            await asyncio.sleep(0.05)
+            await reader.readuntil(b"\r\n\r\n")
             (connection,) = server._connections
             while not connection.transport.get_write_buffer_size():
                 connection.transport.write(b"x" * 100_000)
@@ -315,17 +346,19 @@ def test_an_absolute_target_is_taken_for_its_path():
 
 def test_the_handler_hears_of_a_client_that_leaves():
     async def main():
-        left = asyncio.Event()
+        come, left = asyncio.Event(), asyncio.Event()
 
         def handle(exchange: Exchange) -> None:
             exchange.on_close = left.set
+            come.set()
 
         async with serving(handle) as server:
             _, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(POST % (0, b""))
-            await asyncio.sleep(0.05)
+            await come.wait()
+            assert not left.is_set()
             writer.transport.abort()
-            await asyncio.wait_for(left.wait(), 5)
+            await left.wait()
 
     run(main)
 
@@ -345,8 +378,8 @@ def test_a_client_that_does_not_read_stops_the_writer_and_starts_it_again():
         async with serving(handle) as server:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
             writer.write(POST % (0, b""))
-            await asyncio.sleep(0.1)
-            assert exchanges
+            await until(lambda: exchanges)
+            await some_turns()
             assert not resumed.is_set()
             while not resumed.is_set():
                 await reader.read(65_536)
@@ -362,10 +395,10 @@ def test_draining_lets_an_answer_finish_and_takes_no_new_connection():
         async with serving(exchanges.append) as server:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(POST % (0, b""))
-            await asyncio.sleep(0.05)
+            await until(lambda: exchanges)
             loop = asyncio.get_running_loop()
-            draining = asyncio.ensure_future(server.drain(loop.time() + 5))
-            await asyncio.sleep(0.05)
+            draining = asyncio.ensure_future(server.drain(loop.time() + 15))
+            await some_turns()
             with pytest.raises(ConnectionError):
                 await asyncio.open_connection("127.0.0.1", server.port)
             exchanges[0].respond(200, b"done")
