@@ -30,7 +30,7 @@ from beaconry.engine_model.handover import Holdings, Imports
 from beaconry.engine_model.offload_tier import OffloadTier
 from beaconry.engine_model.plain_steps import count_steps, pass_steps
 from beaconry.engine_model.sequence import Phase, Sequence
-from beaconry.engine_model.step_span import Load, StepSpan, draw_slowness
+from beaconry.engine_model.step_span import Load, StepSpan, draw_noise
 from beaconry.engine_model.step_time import StepTime
 from beaconry.engine_model.values import EngineSettings, EngineStatistics, StepResult
 from beaconry.engine_model.waiting_queue import WaitingQueue
@@ -193,7 +193,7 @@ class Engine:
         if not self._chunks and not len(self._calendar):
             return None
         self._span = StepSpan(
-            self.step_time, now_s, self._sum_load(), self._loading_s, draw_slowness(self.settings.step_noise, self._rng)
+            self.step_time, now_s, self._sum_load(), self._loading_s, draw_noise(self.settings.step_noise, self._rng)
         )
         if max_steps > 1 and not preempting:
             self._span.planned = self._count_plain_steps(max_steps)

@@ -1,5 +1,6 @@
 """The step in progress, or several plain decode steps taken at once: when it began, what is left of it, and how long that takes."""
 
+from math import sqrt
 from random import Random
 
 from beaconry.engine_model.step_time import StepTime
@@ -15,19 +16,20 @@ class StepSpan:
         planned: steps that are left, that in progress included; at least 1.
         passed: steps that are over and committed.
 
-    `_began_s` and `_load` are of the step in progress.
+    `_began_s` and `_load` are of the step in progress. `_noise_s` is what the first step takes longer than it should: each step has
+    noise of its own, so that of several grows with the root of their number.
 
     """
 
-    __slots__ = ("_began_s", "_load", "_loading_s", "_slowness", "_step_time", "passed", "planned")
+    __slots__ = ("_began_s", "_load", "_loading_s", "_noise_s", "_step_time", "passed", "planned")
 
-    def __init__(self, step_time: StepTime, began_s: float, load: Load, loading_s: float, slowness: float) -> None:
-        """`loading_s` comes before the first step computes, `slowness` is the factor on all else."""
+    def __init__(self, step_time: StepTime, began_s: float, load: Load, loading_s: float, noise: float) -> None:
+        """`loading_s` comes before the first step computes; `noise` is the relative error of its duration, above -1."""
         self._step_time = step_time
         self._began_s = began_s
         self._load = load
         self._loading_s = loading_s
-        self._slowness = slowness
+        self._noise_s = noise * step_time.seconds(*load) if noise else 0.0
         self.planned = 1
         self.passed = 0
 
@@ -38,9 +40,8 @@ class StepSpan:
         """
         sequences, context, tokens, attended = self._load
         mean_context = context + sequences * 0.5 * (steps - 1)
-        return self._loading_s + self._slowness * steps * self._step_time.seconds(
-            sequences, mean_context, tokens, attended
-        )
+        exact_s = self._loading_s + steps * self._step_time.seconds(sequences, mean_context, tokens, attended)
+        return exact_s + self._noise_s * (sqrt(self.passed + steps) - sqrt(self.passed)) if self._noise_s else exact_s
 
     def shorten(self, now_s: float) -> float:
         """Take back the steps that have not begun at `now_s`; return when the one under way ends."""
@@ -73,14 +74,15 @@ class StepSpan:
 
     def copy(self) -> "StepSpan":
         """Return an independent one in the same place."""
-        other = StepSpan(self._step_time, self._began_s, self._load, self._loading_s, self._slowness)
+        other = StepSpan(self._step_time, self._began_s, self._load, self._loading_s, 0.0)
+        other._noise_s = self._noise_s
         other.planned, other.passed = self.planned, self.passed
         return other
 
 
-def draw_slowness(noise: float, rng: Random | None) -> float:
-    """Draw the factor on a step's duration; see `EngineSettings.step_noise`."""
+def draw_noise(noise: float, rng: Random | None) -> float:
+    """Draw the relative error of a step's duration; see `EngineSettings.step_noise`."""
     if not noise or rng is None:
-        return 1.0
+        return 0.0
     limit = min(3.0 * noise, 0.5)
-    return 1.0 + min(limit, max(-limit, rng.gauss(0.0, noise)))
+    return min(limit, max(-limit, rng.gauss(0.0, noise)))
