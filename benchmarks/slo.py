@@ -156,7 +156,7 @@ class WrongForecasts(Forecasts):
 
     def _ask(self, *placement: Any) -> Raw:
         right, by = super()._ask(*placement), 3.0 ** self._rng.choice((-1, 1))
-        return Raw(by * right.ttft_s, right.regime, by * right.itl_now_s, by * right.itl_average_s)
+        return Raw(by * right.ttft_s, right.regime, by * right.itl_now_s, by * right.itl_average_s, right.uncached)
 
 
 def plan_of(case: Case) -> Plan:

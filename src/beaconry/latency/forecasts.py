@@ -6,6 +6,7 @@ first legs of an engine teach nothing: it is still compiling and capturing graph
 """
 
 from beaconry.latency.rates import RateBook
+from beaconry.latency.replies import Replies
 from beaconry.latency.shadow import Shadow
 from beaconry.latency.step_fit import CONTEXT, SEQUENCES, STEPS, Work
 from beaconry.latency.variant_book import Foreseen, Raw, VariantBook, VariantStatistics
@@ -30,6 +31,7 @@ class _Twin:
         self.endpoint = endpoint
         self.book = book
         self.shadow = Shadow(book.fit)
+        self.replies = Replies()
         self.legs = 0
         """Legs that have taught or could have."""
         self._objectives: dict[int, float] = {}
@@ -66,7 +68,26 @@ class _Twin:
         shadow.factor = min(max(factor, _FACTORS[0]), _FACTORS[1])
         book.learn(work, seconds / shadow.factor)
 
-    def note_running(self, running: int, waiting: int, queued: int) -> None:
+    def begin(self, sample: LoadSample) -> None:
+        """Nobody was followed there until now: all that the latest scrape shows are somebody else's."""
+        self.note(sample)
+        self._scrapes *= _SAMPLES - 1
+        self.shadow.strangers = (sample.running or 0) + (sample.waiting or 0)
+
+    def note(self, sample: LoadSample) -> None:
+        """Learn from a scrape how much memory there is, and who is there."""
+        shadow = self.shadow
+        if sample.block_tokens:
+            self.replies.block_tokens = sample.block_tokens
+        if sample.kv_blocks and sample.block_tokens:
+            shadow.capacity = float(sample.kv_blocks * sample.block_tokens)
+            if sample.kv_usage is not None:
+                shadow.shared = 0.0
+                shadow.shared = max(shadow.used - sample.kv_usage * shadow.capacity, 0.0)
+        if sample.running is not None:
+            self._note_running(sample.running, sample.waiting or 0, sample.queued)
+
+    def _note_running(self, running: int, waiting: int, queued: int) -> None:
         """Learn from scrapes who else is there, and how many sequences run at once: an engine that runs the same number time and again
         while others wait for one has no more places. Those `queued` are among those `waiting`."""
         shadow = self.shadow
@@ -83,10 +104,14 @@ class _Twin:
 class _Open:
     """One leg in flight, and what was foreseen for it at dispatch: None if it does not stream, for then it shows neither TTFT nor ITL."""
 
-    __slots__ = ("closed", "dispatched_s", "first_s", "foreseen", "mark", "teaches", "twin")
+    __slots__ = ("candidate", "closed", "dispatched_s", "first_s", "foreseen", "mark", "request", "teaches", "twin")
 
-    def __init__(self, twin: _Twin, foreseen: Foreseen | None, now_s: float) -> None:
+    def __init__(
+        self, twin: _Twin, request: Request, candidate: Candidate, foreseen: Foreseen | None, now_s: float
+    ) -> None:
         self.twin = twin
+        self.request = request
+        self.candidate = candidate
         self.foreseen = foreseen
         self.teaches = foreseen is not None and twin.book.teaches(now_s)
         self.closed: Prediction | None = None
@@ -126,7 +151,8 @@ class Forecasts:
         name = candidate.endpoint.name
         twin = self._twins.get(name)
         if twin is None or twin.endpoint is not candidate.endpoint:
-            twin = self._twin(candidate.endpoint)
+            twin = self._twin(candidate.endpoint, candidate.sample)
+        self._idle = False
         if self._asked != (request.id, now_s):
             self._asked = (request.id, now_s)
             self._raw = {}
@@ -143,12 +169,12 @@ class Forecasts:
             if request.slo_ttft_s is None and request.slo_itl_s is None:
                 return
             self._idle = False
-        twin = self._twin(candidate.endpoint)
-        foreseen = None
-        if request.stream:
-            known = self._raw.get(twin.endpoint.name) if self._asked == (request.id, now_s) else None
-            foreseen = twin.book.foresee(self._ask(request, candidate, twin, now_s) if known is None else known)
-        opened = self._open[leg] = _Open(twin, foreseen, now_s)
+        twin = self._twin(candidate.endpoint, candidate.sample)
+        raw = self._raw.get(twin.endpoint.name) if self._asked == (request.id, now_s) else None
+        if raw is None:
+            raw = self._ask(request, candidate, twin, now_s)
+        foreseen = twin.book.foresee(raw) if request.stream else None
+        opened = self._open[leg] = _Open(twin, request, candidate, foreseen, now_s)
         if opened.teaches and twin.book.judges_closed():
             opened.closed = self._rates.predict(request, candidate)
         if request.slo_itl_s is not None:
@@ -156,7 +182,7 @@ class Forecasts:
         twin.shadow.dispatch(
             leg,
             prompt_tokens=request.prompt_tokens,
-            uncached=request.prompt_tokens - candidate.matched_tokens - candidate.fetched_tokens,
+            uncached=raw.uncached,
             silent=foreseen is None,
             now_s=now_s,
         )
@@ -189,20 +215,14 @@ class Forecasts:
         if finished and usage is not None and usage.completion_tokens:
             twin.shadow.output_tokens = self._rates.output_tokens(twin.endpoint.variant)
             twin.legs += 1
+            _learn_replies(opened, usage)
             if twin.legs > _FIRST_LEGS and usage.completion_tokens > 1:
                 _learn_decode(opened, usage.completion_tokens - 1, now_s)
 
     def sampled(self, endpoint: Endpoint, sample: LoadSample) -> None:
         """An engine's metrics were read: they tell its memory, and what others than we have sent there."""
-        twin = self._twin(endpoint)
-        shadow = twin.shadow
-        if sample.kv_blocks and sample.block_tokens:
-            shadow.capacity = float(sample.kv_blocks * sample.block_tokens)
-            if sample.kv_usage is not None:
-                shadow.shared = 0.0
-                shadow.shared = max(shadow.used - sample.kv_usage * shadow.capacity, 0.0)
-        if sample.running is not None:
-            twin.note_running(sample.running, sample.waiting or 0, sample.queued)
+        if not self._idle:
+            self._twin(endpoint, sample).note(sample)
 
     def forget(self, name: str) -> None:
         """The endpoint is gone, or somebody else by now; legs still in flight there teach nothing any more."""
@@ -230,13 +250,17 @@ class Forecasts:
         """What the shadow says of one placement."""
         shadow, matched = twin.shadow, candidate.matched_tokens
         prompt = request.prompt_tokens
-        ttft_s, wait_s, decode_s = shadow.foresee(prompt, prompt - matched - candidate.fetched_tokens, now_s)
+        uncached = prompt - matched - candidate.fetched_tokens
+        if matched:
+            uncached -= int(twin.replies.share * _beyond(twin.replies, request, candidate))
+        ttft_s, wait_s, decode_s = shadow.foresee(prompt, uncached, now_s)
         ttft_s += candidate.load_s
         queue = 0 if not shadow.legs else 2 if wait_s < 0.25 * ttft_s else 4 if wait_s < 0.75 * ttft_s else 6
         regime = queue + (2 * matched > prompt)
         met = shadow.interference
         itl_s, average_s = decode_s * met.stretch, met.step_s
-        return Raw(ttft_s, regime, itl_s, itl_s if average_s is None else shadow.factor * average_s * met.stretch)
+        average_s = itl_s if average_s is None else shadow.factor * average_s * met.stretch
+        return Raw(ttft_s, regime, itl_s, average_s, uncached)
 
     # -- lessons
 
@@ -249,10 +273,13 @@ class Forecasts:
 
     # -- who is who
 
-    def _twin(self, endpoint: Endpoint) -> _Twin:
+    def _twin(self, endpoint: Endpoint, sample: LoadSample | None) -> _Twin:
+        """The endpoint's; a new one begins with what the latest scrape says."""
         twin = self._twins.get(endpoint.name)
         if twin is None or twin.endpoint.variant != endpoint.variant:
             twin = self._twins[endpoint.name] = _Twin(endpoint, self._book(endpoint.variant))
+            if sample is not None:
+                twin.begin(sample)
         return twin
 
     def _book(self, variant: str) -> VariantBook:
@@ -260,6 +287,23 @@ class Forecasts:
         if book is None:
             book = self._books[variant] = VariantBook(variant, self._coverage)
         return book
+
+
+def _beyond(replies: Replies, request: Request, candidate: Candidate) -> int:
+    """Tokens that follow the matched ones in the cache if replies are found. An engine's own events tell of replies as well."""
+    if candidate.exact or candidate.loads or candidate.fetched_tokens:
+        return 0
+    return replies.beyond(request, candidate.matched_tokens)
+
+
+def _learn_replies(opened: _Open, usage: Usage) -> None:
+    """Note what a leg has left in the cache, and whether what an earlier one had left was there."""
+    replies, request, candidate = opened.twin.replies, opened.request, opened.candidate
+    if usage.cached_tokens is not None and candidate.matched_tokens:
+        beyond = _beyond(replies, request, candidate)
+        if beyond:
+            replies.found(beyond, usage.cached_tokens - candidate.matched_tokens)
+    replies.ended(request, usage.prompt_tokens, usage.completion_tokens)
 
 
 def _learn_decode(opened: _Open, steps: int, now_s: float) -> None:

@@ -34,6 +34,8 @@ class Raw(Struct, frozen=True, gc=False):
     """With the batch of now, and as large a share of prefill as of late."""
     itl_average_s: float
     """With the batch of late as well."""
+    uncached: int
+    """Prompt tokens believed to be computed."""
 
 
 class Foreseen(Struct, frozen=True, kw_only=True, gc=False):

@@ -174,7 +174,7 @@ def test_of_many_legs_a_second_some_teach_and_all_are_judged(per_s, taught_per_s
         now_s = 1000.0 + number / per_s
         teaches = book.teaches(now_s)
         taught += teaches
-        book.judge_ttft(book.foresee(Raw(0.1, 0, 0.02, 0.02)), None, 0.1, teaches=teaches)
+        book.judge_ttft(book.foresee(Raw(0.1, 0, 0.02, 0.02, 100)), None, 0.1, teaches=teaches)
     assert taught == pytest.approx(10 * taught_per_s, abs=taught_per_s)
     assert book.statistics().accuracy[Source.SHADOW, Quantity.TTFT].outcomes == 10 * per_s
 
@@ -211,6 +211,41 @@ def test_the_strictest_objective_running_there_is_told_until_it_is_gone():
     assert forecasts.forecast(request(), candidate(), 0.0).strictest_itl_s == 0.02
     forecasts.ended(2, None, 1.0, finished=False)
     assert forecasts.forecast(request(), candidate(), 1.0).strictest_itl_s == 0.05
+
+
+def test_scrapes_cost_nothing_until_somebody_has_an_objective_and_then_the_latest_one_counts_at_once():
+    forecasts = Forecasts(RateBook(), idle=True)
+    busy = LoadSample(at_s=0.0, running=60, waiting=0)
+    for _ in range(5):
+        forecasts.sampled(ENDPOINT, busy)
+    assert forecasts.statistics() == {}
+    alone_s = Forecasts(RateBook()).forecast(request(), candidate(), 0.0).itl_s
+    strict = request(slo_itl_s=0.1)
+    assert forecasts.forecast(strict, candidate(sample=busy), 0.0).itl_s > 1.1 * alone_s
+    for at_s in range(1, 4):
+        forecasts.sampled(ENDPOINT, LoadSample(at_s=at_s, running=0, waiting=0))
+    assert forecasts.forecast(strict, candidate(), 4.0).itl_s == pytest.approx(alone_s)
+
+
+def test_a_reply_is_counted_as_cached_in_the_next_turn_once_the_engine_has_reported_such():
+    forecasts = Forecasts(RateBook())
+    first = request(0, prompt=1280, prefix=tuple(range(20)))
+    further = request(0, prompt=3000, prefix=tuple(range(46)))
+    follows = candidate(matched_tokens=1280)
+
+    def take(leg, wanted, where, cached, now_s):
+        forecasts.dispatched(leg, wanted, where, now_s)
+        forecasts.first_byte(leg, now_s + 0.2)
+        usage = Usage(prompt_tokens=wanted.prompt_tokens, completion_tokens=800, cached_tokens=cached)
+        forecasts.ended(leg, usage, now_s + 5.0, finished=True)
+
+    take(1, first, candidate(), 0, 0.0)
+    before_s = forecasts.forecast(further, follows, 9.0).ttft_s
+    take(2, further, follows, 2080, 10.0)
+    take(3, first, candidate(), 0, 20.0)
+    assert forecasts.forecast(further, follows, 29.0).ttft_s < 0.8 * before_s
+    told = candidate(matched_tokens=1280, exact=True)  # by events, which name replies too
+    assert forecasts.forecast(further, told, 29.0).ttft_s > 0.8 * before_s
 
 
 def test_sequences_of_others_count_once_three_scrapes_agree():
