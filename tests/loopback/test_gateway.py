@@ -6,7 +6,10 @@ import json
 import pytest
 
 from beaconry.apps.assemble import Gateway
-from beaconry.config.gateway import Access, Deadlines, GatewayConfig, Limits, Retry
+from beaconry.config.gateway import Access, Deadlines, GatewayConfig, Health, Limits, Retry, Scrape
+from beaconry.config.tenants import ModelConfig, Target
+from beaconry.router.facts import EndpointGone, EndpointSeen
+from beaconry.values.endpoint import Endpoint
 from beaconry.values.errors import OperatorError
 from beaconry.workload.traces import read_trace
 from tests.loopback.fake_engine import (
@@ -247,6 +250,76 @@ def test_a_second_answer_behind_the_first_reaches_nobody():
     run(main)
 
 
+def test_bytes_that_nobody_asked_for_end_their_connection_and_cost_no_request():
+    async def talkative(got: Got, writer: asyncio.StreamWriter) -> None:
+        writer.write(whole())
+        await writer.drain()
+        await asked_again.wait()
+        writer.write(whole("unasked"))
+
+    asked_again = asyncio.Event()
+
+    async def main():
+        engine = FakeEngine(talkative)
+        async with gateway(engine, health=Health(interval_s=100.0), scrape=Scrape(interval_s=100.0)) as running:
+            assert (await send(running.port, post(chat()))).status == 200
+            asked_again.set()
+            while engine.open_connections > 1:
+                await asyncio.sleep(0.001)
+            engine.script = answer_whole
+            reply = await send(running.port, post(chat()))
+            assert reply.json()["choices"][0]["message"]["content"] == "hi"
+
+    run(main)
+
+
+def test_an_interim_answer_is_not_the_answer():
+    async def early(got: Got, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" + whole("real"))
+
+    async def main():
+        async with gateway(FakeEngine(early)) as running:
+            reply = await send(running.port, post(chat()))
+            assert (reply.status, reply.json()["choices"][0]["message"]["content"]) == (200, "real")
+            assert "link" not in reply.headers
+
+    run(main)
+
+
+def test_an_engine_that_closes_after_each_answer_is_asked_on_a_new_connection():
+    async def last(got: Got, writer: asyncio.StreamWriter) -> None:
+        writer.write(whole().replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1))
+
+    async def main():
+        engine = FakeEngine(last)
+        async with gateway(engine, retry=Retry(attempts=1)) as running:
+            for _ in range(3):
+                assert (await send(running.port, post(chat()))).status == 200
+
+    run(main)
+
+
+def test_an_endpoint_that_is_gone_keeps_no_connection_and_one_that_moves_is_reached_where_it_is():
+    async def main():
+        here, there = FakeEngine(), FakeEngine()
+        server = await asyncio.start_server(there.serve, "127.0.0.1", 0)
+        async with gateway(here) as running:
+            assert (await send(running.port, post(chat()))).status == 200
+            moved = Endpoint(name="e0", host="127.0.0.1", port=server.sockets[0].getsockname()[1], model="m")
+            running.tell(EndpointSeen(moved))
+            assert (await send(running.port, post(chat()))).status == 200
+            assert (len(here.requests), len(there.requests)) == (1, 1)
+            while here.open_connections:
+                await asyncio.sleep(0.001)
+            running.tell(EndpointGone("e0"))
+            while there.open_connections:
+                await asyncio.sleep(0.001)
+            assert (await send(running.port, post(chat()))).status == 404
+        server.close()
+
+    run(main)
+
+
 def test_a_long_answer_of_unknown_length_is_not_kept_for_its_usage():
     async def pour(got: Got, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: audio/mpeg\r\ntransfer-encoding: chunked\r\n\r\n")
@@ -450,6 +523,44 @@ def test_models_are_listed_once_each():
         async with gateway(FakeEngine(), FakeEngine()) as running:
             reply = await send(running.port, b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
             assert [card["id"] for card in reply.json()["data"]] == ["m"]
+            one = await send(running.port, b"GET /v1/models/m HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert one.json() == reply.json()["data"][0]
+            assert (await send(running.port, b"GET /v1/models/n HTTP/1.1\r\nhost: x\r\n\r\n")).status == 404
+
+    run(main)
+
+
+def test_a_gateway_is_ready_while_an_engine_is():
+    async def main():
+        engine = FakeEngine()
+        async with gateway(engine, health=Health(interval_s=0.01, unhealthy_after=1)) as running:
+
+            async def ready() -> int:
+                return (await send(running.port, b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n")).status
+
+            assert await ready() == 200
+            engine.healthy = False
+            while await ready() == 200:
+                await asyncio.sleep(0.001)
+            assert await ready() == 503
+            assert (await send(running.port, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")).status == 200
+
+    run(main)
+
+
+def test_a_session_keeps_the_model_that_its_name_once_meant():
+    async def main():
+        targets = tuple(Target(model=name, weight=1) for name in ("m", "n"))
+        sections = {"models": {"alias": ModelConfig(targets=targets)}, "access": Access(session_header="X-Session")}
+        engine = FakeEngine()
+        async with gateway(engine, **sections) as running:
+            running.tell(EndpointSeen(Endpoint(name="n", host="127.0.0.1", port=engine.port, model="n")))
+            for name in "abcdef" * 2:
+                asked = post(chat() | {"model": "alias"}, headers=f"x-session: {name}\r\n")
+                assert (await send(running.port, asked)).status == 200
+            meant = [json.loads(got.body)["model"] for got in engine.requests]
+            assert meant[:6] == meant[6:]
+            assert set(meant) == {"m", "n"}
 
     run(main)
 

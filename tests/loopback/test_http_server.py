@@ -11,6 +11,7 @@ import uvloop
 from beaconry.config.gateway import Limits
 from beaconry.io.http_exchange import Exchange
 from beaconry.io.http_server import HttpServer, serve
+from beaconry.values.errors import OperatorError
 
 POST = b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%b"
 
@@ -158,6 +159,8 @@ def test_expect_continue_is_answered_before_the_body_comes():
         (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: " + b"0" * 5000 + b"1\r\n\r\nx", 413),
         (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1e3\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET http:/x HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+        (b"GET nonsense:x HTTP/1.1\r\nhost: a\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nhost: a\r\nbad header\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nhost: a\r\nx : y\r\n\r\n", 400),
@@ -321,6 +324,46 @@ def test_an_old_client_gets_an_answer_that_ends_with_the_connection():
             answer = await talk(server, b"GET / HTTP/1.0\r\n\r\n")
             assert answer.endswith(b"connection: close\r\n\r\nab")
             assert b"chunked" not in answer
+
+    run(main)
+
+
+def test_a_connection_too_many_is_closed_without_a_word():
+    async def main():
+        async with serving(connections=2) as server:
+            loop = asyncio.get_running_loop()
+            kept = [await loop.create_connection(Client, "127.0.0.1", server.port) for _ in range(2)]
+            await until(lambda: server.statistics().connections == 2)
+            _, refused = await loop.create_connection(Client, "127.0.0.1", server.port)
+            await until(lambda: refused.closed)
+            assert refused.answer == b""
+            assert server.statistics().connections == 2
+            kept[0][0].close()
+            await until(lambda: server.statistics().connections == 1)
+            assert (await talk(server, POST % (0, b""))).startswith(b"HTTP/1.1 200 ")
+
+    run(main)
+
+
+def test_an_address_that_is_taken_is_the_operators_to_change():
+    async def main():
+        async with serving() as server:
+            with pytest.raises(OperatorError, match=f"cannot listen on 127.0.0.1:{server.port}: .*choose another"):
+                await serve(echo, "127.0.0.1", server.port, Limits())
+
+    run(main)
+
+
+def test_head_gets_headers_only_of_a_stream_too():
+    async def main():
+        def handle(exchange: Exchange) -> None:
+            exchange.start(200, [(b"x-own", b"1")])
+            exchange.write(b"a")
+            exchange.finish(b"b")
+
+        async with serving(handle) as server:
+            answer = await talk(server, b"HEAD / HTTP/1.1\r\nhost: a\r\n\r\n")
+            assert answer == b"HTTP/1.1 200 OK\r\nx-own: 1\r\n\r\n"
 
     run(main)
 

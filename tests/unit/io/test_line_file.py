@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from beaconry.io.line_file import MAX_PENDING, LineFile
+from beaconry.values.errors import OperatorError
 
 
 @pytest.fixture
@@ -26,6 +27,14 @@ def test_lines_are_appended_in_order(tmp_path: Path, loop: asyncio.AbstractEvent
     assert path.read_bytes().count(b"\n") == MAX_PENDING + 1
     file.close()
     assert path.read_bytes().split() == [b"before", *(b"%d" % number for number in range(MAX_PENDING + 3))]
+
+
+def test_a_file_that_cannot_be_had_is_the_operators_to_change(tmp_path: Path, loop: asyncio.AbstractEventLoop):
+    with pytest.raises(OperatorError, match=r"no/log: No such file or directory; check access\.log"):
+        LineFile(str(tmp_path / "no" / "log"), loop, "access.log")
+    (tmp_path / "log").touch()
+    with pytest.raises(OperatorError, match=r"log exists already; move it away or change access\.record"):
+        LineFile(str(tmp_path / "log"), loop, "access.record", fresh=True)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full is needed")

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from beaconry.apps.explanation import print_explanation
@@ -46,6 +47,14 @@ def test_debug_headers_name_both_endpoints_and_the_reason():
     assert headers[b"x-beaconry-prefill-ms"] == b"250.0"
     assert headers[b"x-beaconry-plan"] == b"uncached-prompt"
     assert b"x-beaconry-prefill-endpoint" not in dict(debug_headers(placement(Stage.WHOLE), 0.5))
+
+
+def test_debug_headers_tell_how_long_a_request_waited_and_for_what():
+    start = placement(Stage.WHOLE)
+    waited = replace(start.decision, queued_s=0.125, waited_for="capacity")
+    headers = dict(debug_headers(replace(start, decision=waited), 0.5))
+    assert (headers[b"x-beaconry-queued-ms"], headers[b"x-beaconry-waited-for"]) == (b"125.0", b"capacity")
+    assert b"x-beaconry-queued-ms" not in dict(debug_headers(start, 0.5))
 
 
 @pytest.mark.parametrize(
