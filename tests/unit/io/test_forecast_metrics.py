@@ -19,7 +19,7 @@ def page(books):
 def test_error_coverage_and_drift_are_told_by_predictor_and_quantity():
     book = VariantBook("v", 0.9)
     for _ in range(50):
-        foreseen = book.foresee(Raw(0.1, 0, 0.02, 0.02))
+        foreseen = book.foresee(Raw(0.1, 0, 0.02, 0.02, 100))
         book.judge_ttft(foreseen, CLOSED, 0.125, teaches=True)
         book.judge_itl(foreseen, CLOSED, 0.02, teaches=True)
     found = page({"v": book})
