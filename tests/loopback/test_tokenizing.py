@@ -8,19 +8,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from beaconry.config.gateway import Tokens
 from beaconry.engine_model.tokenizer import encode, render_chat
 from beaconry.io.engine.requests import parse_generation
 from beaconry.io.engine_tokens import ASKED_AT_ONCE, FAILURES, PAUSE_S, EngineTokens
 from beaconry.io.loading_tokens import LoadingTokens
 from beaconry.io.local_tokens import INLINE_CHARS, LocalTokens
 from beaconry.io.model_directory import local_tokens
+from beaconry.io.prompts import Keyed, Prompts
 from beaconry.io.sim_tokens import sim_tokens
 from beaconry.io.tokenizing import SET_ASIDE_S, WRONG_RUNNING, Tokenizing, keys_of
 from beaconry.io.upstream import UpstreamPool
 from beaconry.kvindex.block_keys import BlockKeys
-from beaconry.values.block_hash import BlockHasher, Extras, MediaItem
-from beaconry.values.endpoint import Endpoint, EngineType
+from beaconry.values.block_hash import DEFAULT_SEED, BlockHasher, Extras, MediaItem
+from beaconry.values.endpoint import Endpoint, EngineType, KvEventsAddress
 from beaconry.values.errors import OperatorError
+from beaconry.values.kv_events import KvBlocks
 from beaconry.values.request import Api
 from beaconry.wire.piece_cache import PieceCache
 from beaconry.wire.tokens import NoTokensError, PromptTokens, Reason, TokenSource
@@ -479,6 +482,42 @@ def ids_of(model, rendered):
     from tokenizers import Tokenizer
 
     return array("I", Tokenizer.from_file(str(model / "tokenizer.json")).encode(rendered, add_special_tokens=False).ids)
+
+
+def test_prompts_are_tokenized_by_the_directory_that_the_operator_names_read_once(model, executor):
+    async def main():
+        knobs = Tokens(model_dirs={"m": str(model)}, ask_engines=False, deadline_s=PATIENCE_S)
+        prompts = Prompts(knobs, executor, None, asyncio.get_running_loop().time)
+        for name in ("a", "b"):
+            prompts.seen(
+                Endpoint(
+                    name=name,
+                    host="h",
+                    port=1,
+                    model="m",
+                    kv_events=KvEventsAddress(endpoint="tcp://127.0.0.1:1"),
+                    kv_blocks=KvBlocks(block_tokens=16, algorithm="fast", seed=DEFAULT_SEED),
+                )
+            )
+        (source,) = prompts._local.values()
+        await settled(source)
+        found = prompts.begin("m", Api.CHAT, chat({"role": "user", "content": "word " * 20}))
+        keyed = found if isinstance(found, Keyed) else await found
+        assert keyed.tokens.told == "local"
+        assert len(keyed.keys) == len(keyed.tokens.ids) // 16 > 3
+
+    asyncio.run(main())
+
+
+def test_a_model_without_conversations_has_its_texts_tokenized(model, executor):
+    (model / "tokenizer_config.json").write_text("{}")
+
+    async def main():
+        made = tokenizing(local_tokens(model, executor))
+        assert (await made.tokens(Api.COMPLETIONS, text("hi"))).ids == ids_of(model, "hi")
+        assert (await made.tokens(Api.CHAT, chat())).reason is Reason.TEMPLATE
+
+    asyncio.run(main())
 
 
 def test_a_models_directory_gives_its_tokens_and_a_turn_costs_only_itself(model, executor):
