@@ -130,14 +130,18 @@ class RateBook:
         if running > known.slots:
             wait_s = factor * _ahead_s(known, running, candidate.prefill_tokens)
             running = int(known.slots)
-        wait_s = max(wait_s, candidate.oldest_wait_s)
+        if candidate.oldest_wait_s > wait_s:
+            wait_s = candidate.oldest_wait_s
         uncached = request.prompt_tokens - candidate.matched_tokens - candidate.fetched_tokens
         itl_s = factor * (known.decoding.base + known.decoding.slope * running)
         output = known.output_tokens
         if request.output_tokens is not None and request.output_tokens < output:
             output = request.output_tokens
         return Prediction(
-            ttft_s=wait_s + candidate.load_s + factor * known.prefill.base + (max(1, uncached)) * token_s,
+            ttft_s=wait_s
+            + candidate.load_s
+            + factor * known.prefill.base
+            + (uncached if uncached > 1 else 1) * token_s,
             wait_s=wait_s,
             itl_s=itl_s,
             decode_s=itl_s * output,
@@ -247,5 +251,7 @@ def _ahead_s(known: _Variant, running: int, prefill_tokens: int) -> float:
     """What the tokens or the places ahead of the `running`-th request take."""
     ahead_s = prefill_tokens * known.prefill.slope
     if running > known.slots:
-        ahead_s = max(ahead_s, (running - known.slots) * known.decode_s / known.slots)
+        for_place_s = (running - known.slots) * known.decode_s / known.slots
+        if for_place_s > ahead_s:
+            ahead_s = for_place_s
     return ahead_s

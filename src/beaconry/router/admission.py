@@ -89,8 +89,9 @@ class Admission:
         """Until then it is looked for room; later there is enough for everybody."""
         self._maybe_open: set[str] = set()
         """Endpoints not known to be closed. What reopens one puts it back here."""
-        self._silent: list[tuple[float, int, Leg]] = []
-        """Legs whose prefill will not show in a first byte, by the time when it should be over."""
+        self._silent: list[tuple[float, int, Member]] = []
+        """Legs whose prefill will not show in a first byte, by the time when it should be over, and where they are; also some that have
+        ended."""
         self._ejected: list[tuple[float, int, Member]] = []
         """Endpoints by the end of their ejection."""
         self._numbers = count()
@@ -138,13 +139,15 @@ class Admission:
             lane += SPLIT
         way = self._ways.get((lane, priority)) or self._way(lane, priority)
         demand = way.demand
-        if demand.lowest != priority or demand.contested:
+        contested = demand.contested
+        if contested or demand.lowest != priority:
             demand.note(priority, request.prompt_tokens, now_s)
-            self._contested = self._contested or demand.contested
+            contested = demand.contested
+            self._contested = self._contested or contested
         if queue.waiting or queue.keeps_accounts or (prefill and not self._any_open(prefill, now_s, way.ceiling)):
             return False
         roomy: set[str] | None = None
-        if demand.contested and not self._is_ample(members, demand.claim(priority, now_s), request, now_s):
+        if contested and not self._is_ample(members, demand.claim(priority, now_s), request, now_s):
             roomy = self._roomy(request, members, now_s)
         ceiling = way.ceiling if roomy is None else _BEHIND * way.ceiling
         for member in members:
@@ -274,8 +277,10 @@ class Admission:
         if not request.stream:
             if prediction is None:
                 prediction = self._rates.predict(request, leg.candidate)
-            heappush(self._silent, (leg.dispatched_s + prediction.ttft_s, leg.id, leg))
-            self.silent_due_s = min(self.silent_due_s, self._silent[0][0])
+            due_s = leg.dispatched_s + prediction.ttft_s
+            heappush(self._silent, (due_s, leg.id, leg.member))
+            if due_s < self.silent_due_s:
+                self.silent_due_s = due_s
 
     def ejected(self, member: Member) -> None:
         """An endpoint gets nothing for a while."""
@@ -285,11 +290,15 @@ class Admission:
     def settle_silent(self, now_s: float) -> None:
         """Count as prefilled what should be by now, and open again whose ejection is over."""
         silent = self._silent
-        while silent and silent[0][0] <= now_s:
-            _, _, leg = heappop(silent)
-            if leg.id in leg.member.prefilling:
-                leg.member.first_byte(leg, now_s)
-                self.reopen(leg.member)
+        while silent:
+            due_s, leg_id, member = silent[0]
+            leg = member.prefilling.get(leg_id)
+            if leg is not None:
+                if due_s > now_s:
+                    break
+                member.first_byte(leg, now_s)
+                self.reopen(member)
+            heappop(silent)
         ejected = self._ejected
         while ejected and ejected[0][0] <= now_s:
             self.reopen(heappop(ejected)[2])
@@ -299,7 +308,12 @@ class Admission:
         """The endpoint can use one more request, of a band with this ceiling."""
         if not self._flow.enabled:
             return True
-        return not member.prefilling or self.wait_s(member, now_s) < ceiling * self._flow.engine_wait_s
+        if not member.prefilling:
+            return True
+        limit_s = ceiling * self._flow.engine_wait_s
+        if member.oldest_wait_s(now_s) >= limit_s:
+            return False
+        return self._rates.wait_s(member.endpoint, member.in_flight + 1, member.prefill_tokens) < limit_s
 
     def is_short(self, member: Member, now_s: float) -> bool:
         """What waits there waits for a place, or for memory."""

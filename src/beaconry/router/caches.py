@@ -46,6 +46,8 @@ class View(Struct, frozen=True, gc=False):
 _NOTHING = View(matched_tokens=0, known_tokens=0, displaced_tokens=0.0, sharers=0, exact=False)
 """Of a prompt shorter than a block."""
 _NONE_HELD = Held(0)
+_NOWHERE = Whereabouts([])
+_NOBODY: Mapping[str, Held] = {}
 
 
 class CachesStatistics(Struct, frozen=True, kw_only=True):
@@ -66,8 +68,8 @@ class Finding:
     def __init__(self, caches: "Caches", request: Request) -> None:
         self._caches = caches
         self._request = request
-        self._approximate: Whereabouts = caches.approximate.find(request.prefix)
-        self._exact: Mapping[str, Held] = caches.exact.match(request.keys) if request.keys else {}
+        self._approximate = caches.approximate.find(request.prefix) if request.prefix else _NOWHERE
+        self._exact: Mapping[str, Held] = caches.exact.match(request.keys) if request.keys else _NOBODY
         self._shared = caches.exact.shared(request.keys) if request.keys else 0
 
     def holders(self, most: int, rng: Random) -> list[str]:

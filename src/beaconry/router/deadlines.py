@@ -15,10 +15,14 @@ class DeadlineQueue(Generic[K, V]):
         self._waiting: dict[K, tuple[float, V]] = {}
         """Key to (due time, thing), ordered by due time."""
 
-    def touch(self, key: K, thing: V, now_s: float) -> None:
-        """Add, or put back to the end. `now_s` never runs backwards."""
-        self._waiting.pop(key, None)
-        self._waiting[key] = (now_s + self.timeout_s, thing)
+    def touch(self, key: K, thing: V, now_s: float) -> float:
+        """Add, or put back to the end; returns when it is due. `now_s` never runs backwards."""
+        waiting = self._waiting
+        if key in waiting:
+            del waiting[key]
+        due_s = now_s + self.timeout_s
+        waiting[key] = (due_s, thing)
+        return due_s
 
     def discard(self, key: K) -> None:
         """Take out, if there."""

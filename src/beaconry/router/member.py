@@ -56,6 +56,8 @@ class Member:
         """Legs without first byte, oldest first."""
         self.decoding: dict[int, InFlight] = {}
         """Legs with first byte and without end, oldest first. A leg is in exactly one of the two."""
+        self.in_flight = 0
+        """How many are in both."""
         self.prefill_tokens = 0
         """Sum of `uncached_tokens` over `prefilling`."""
         self.context_tokens = 0
@@ -152,6 +154,7 @@ class Member:
     def dispatch(self, leg: InFlight) -> None:
         """A leg is sent here."""
         self.prefilling[leg.id] = leg
+        self.in_flight += 1
         self.prefill_tokens += leg.uncached_tokens
         self.context_tokens += leg.prompt_tokens
         self.held_tokens += leg.held_tokens
@@ -169,6 +172,7 @@ class Member:
 
     def end(self, leg: InFlight) -> None:
         """A leg is over, in whichever way."""
+        self.in_flight -= 1
         self.context_tokens -= leg.prompt_tokens
         self.held_tokens -= leg.held_tokens
         self.ended += 1
@@ -177,11 +181,6 @@ class Member:
         else:
             del self.decoding[leg.id]
             self.began_s = self.began_s - leg.began_s if self.decoding else 0.0
-
-    @property
-    def in_flight(self) -> int:
-        """Legs that have not ended."""
-        return len(self.prefilling) + len(self.decoding)
 
     def oldest_wait_s(self, now_s: float) -> float:
         """Age of the oldest leg without first byte, 0 if there is none."""
@@ -236,6 +235,8 @@ class Member:
         legs = [*self.prefilling.values(), *self.decoding.values()]
         if self.prefilling.keys() & self.decoding.keys():
             raise InternalError(f"{self.endpoint.name}: a leg is both in prefill and in decode")
+        if self.in_flight != len(legs):
+            raise InternalError(f"{self.endpoint.name}: in_flight is {self.in_flight}, not {len(legs)}")
         if self.prefill_tokens != sum(leg.uncached_tokens for leg in self.prefilling.values()):
             raise InternalError(
                 f"{self.endpoint.name}: prefill_tokens is {self.prefill_tokens}, not the sum over its legs"

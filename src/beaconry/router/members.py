@@ -90,11 +90,7 @@ class Members:
 
     def open_to(self, model: str, now_s: float, tried: Sequence[str] = (), stage: Stage = WHOLE) -> list[Member]:
         """Those that may get a leg of this stage now. If all that answer are ejected, those, since refusing would be worse."""
-        serving = self._group(model, stage)
-        members = [m for m in serving if (m.ready or m.admits(now_s)) and (not tried or m.endpoint.name not in tried)]
-        if members or stage is PREFILL:
-            return members
-        return [m for m in serving if m.last_resort and m.endpoint.name not in tried]
+        return _open_of(self._group(model, stage), now_s, tried)
 
     def worth_judging(
         self, request: Request, tried: Sequence[str], finding: Finding, now_s: float, rng: Random, stage: Stage
@@ -106,7 +102,7 @@ class Members:
             few = [m for m in few if m.endpoint.name not in tried]
             if few:
                 return few
-        return self.open_to(request.model, now_s, tried, stage)
+        return _open_of(everyone, now_s, tried)
 
     def check(self, legs: set[int]) -> None:
         """Raise InternalError if an endpoint's ledger is wrong, or those of all are not for exactly these legs."""
@@ -137,3 +133,14 @@ class Members:
                 self._prefilling.setdefault(model, []).append(member)
             case Role.ENCODE:
                 pass  # no leg of a request runs there
+
+
+def _open_of(serving: Sequence[Member], now_s: float, tried: Sequence[str]) -> list[Member]:
+    """Those of a group, all of one stage, that may get a leg now; of those that answer else the ejected ones."""
+    members = [m for m in serving if m.ready]
+    if len(members) == len(serving) and not tried:
+        return members  # nearly always
+    members = [m for m in serving if m.admits(now_s) and m.endpoint.name not in tried]
+    if members or not serving or serving[0].endpoint.role is Role.PREFILL:
+        return members
+    return [m for m in serving if m.last_resort and m.endpoint.name not in tried]

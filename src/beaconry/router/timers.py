@@ -27,8 +27,7 @@ class Timers:
 
     def arrived(self, exchange: Exchange, now_s: float) -> None:
         """A request is to end in time."""
-        self._total.touch(exchange.request.id, exchange, now_s)
-        self.wake_by(now_s + self._total.timeout_s)
+        self.wake_by(self._total.touch(exchange.request.id, exchange, now_s))
 
     def ended(self, exchange: Exchange) -> None:
         """It has."""
@@ -36,8 +35,7 @@ class Timers:
 
     def sent(self, leg: Leg, now_s: float) -> None:
         """A leg is to have its first byte in time."""
-        self._first_byte.touch(leg.id, leg, now_s)
-        self.wake_by(now_s + self._first_byte.timeout_s)
+        self.wake_by(self._first_byte.touch(leg.id, leg, now_s))
 
     def began(self, leg: Leg) -> None:
         """It has; what it owes next shows with its progress."""
@@ -45,8 +43,7 @@ class Timers:
 
     def progressed(self, leg: Leg, now_s: float) -> None:
         """A leg is to go on in time."""
-        self._progress.touch(leg.id, leg, now_s)
-        self.wake_by(now_s + self._progress.timeout_s)
+        self.wake_by(self._progress.touch(leg.id, leg, now_s))
 
     def over(self, leg: Leg) -> None:
         """A leg owes nothing any more."""
@@ -63,7 +60,8 @@ class Timers:
 
     def wake_by(self, due_s: float) -> None:
         """Something is due at `due_s`."""
-        self.wake_s = min(self.wake_s, due_s)
+        if due_s < self.wake_s:
+            self.wake_s = due_s
 
     def ask(self, effects: list[Effect]) -> None:
         """Ask for what a fact has left due, once: of several times noted for it only the earliest matters."""

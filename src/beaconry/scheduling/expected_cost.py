@@ -152,13 +152,15 @@ def _holders(request: Request, candidates: Sequence[Candidate]) -> tuple[int, fl
     """The longest match, and among how many requests the price of copying it is divided: this one and a share of those that wait for it."""
     longest = 0
     for c in candidates:
-        longest = max(longest, c.matched_tokens)
+        if c.matched_tokens > longest:
+            longest = c.matched_tokens
+    if not longest:
+        return 0, 1.0
     waiting = 0.0
-    if longest:
-        least = longest - request.block_tokens
-        for c in candidates:
-            if c.sharers and c.matched_tokens >= least:
-                waiting += c.sharers * c.prefilling / (c.prefilling + c.decoding or 1)
+    least = longest - request.block_tokens
+    for c in candidates:
+        if c.sharers and c.matched_tokens >= least:
+            waiting += c.sharers * c.prefilling / (c.prefilling + c.decoding or 1)
     return longest, 1 + _SHARE * waiting
 
 

@@ -32,5 +32,7 @@ class WeightedRandom:
 def pick_least(totals: Sequence[float], rng: Random) -> int:
     """The index of the least total, ties at random."""
     least = min(totals)
+    if totals.count(least) == 1:
+        return totals.index(least)
     ties = [i for i, total in enumerate(totals) if total == least]
-    return ties[0] if len(ties) == 1 else ties[int(rng.random() * len(ties))]
+    return ties[int(rng.random() * len(ties))]
