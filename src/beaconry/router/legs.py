@@ -18,7 +18,7 @@ from beaconry.router.exchanges import Exchanges
 from beaconry.router.facts import Fault, LegFailed, LegFinished, LegProgressed, LegStarted
 from beaconry.router.learning import Learning
 from beaconry.router.member import Member
-from beaconry.router.placing import Placing
+from beaconry.router.placing import Placing, Planned
 from beaconry.router.retries import RetryBudget
 from beaconry.values.decision import Decision
 from beaconry.values.errors import InternalError
@@ -64,9 +64,9 @@ class Legs:
         """A request has come: retries are measured by their number."""
         self._budget.request(now_s)
 
-    def place(self, exchange: Exchange, now_s: float, effects: list[Effect]) -> bool:
+    def place(self, exchange: Exchange, now_s: float, effects: list[Effect], planned: Planned | None = None) -> bool:
         """Choose an endpoint and start a leg there, or refuse what would be too late anywhere. False if there is none."""
-        decision = self._placing.choose(exchange, now_s)
+        decision = self._placing.choose(exchange, now_s, planned)
         if decision is None:
             return False
         forecasts = decision.ranking.forecasts

@@ -7,6 +7,7 @@ each time it is placed, unless its prompt has just been prefilled: then the endp
 from collections.abc import Sequence
 from random import Random
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from beaconry.config.disaggregation import Disaggregation
@@ -22,6 +23,13 @@ from beaconry.values.candidate import Candidate
 from beaconry.values.decision import Decision
 from beaconry.values.request import Request
 from beaconry.values.stage import DECODE, PREFILL, WHOLE, Stage
+
+
+class Planned(Struct, frozen=True):
+    """What a request's first leg is to compute, and what was found for it; void after the router's next step."""
+
+    plan: Plan
+    finding: Finding
 
 
 class Placing:
@@ -43,24 +51,28 @@ class Placing:
         self._rng = rng
         self._knobs = knobs
 
-    def choose(self, exchange: Exchange, now_s: float) -> Decision | None:
-        """What the next leg of `exchange` is to compute, and where: nowhere that it was tried. None if there is no such place."""
+    def choose(self, exchange: Exchange, now_s: float, planned: Planned | None = None) -> Decision | None:
+        """What the next leg of `exchange` is to compute, and where: nowhere that it was tried. None if there is no such place.
+
+        `planned`: it has been planned at this moment already.
+        """
         request = exchange.request
-        finding = self._caches.find(request)
+        finding = self._caches.find(request) if planned is None else planned.finding
         if exchange.prefill is not None:
             return self._answering(exchange, exchange.prefill, finding, now_s)
         if not self.members.splits(request.model):
             return self._schedule(request, exchange.tried, finding, now_s, WHOLE)
-        chosen = self._plan(request, exchange.tried, exchange.whole, finding, now_s)
+        chosen = self._plan(exchange, finding, now_s) if planned is None else planned.plan
         if chosen.splits and not self.can_answer(exchange, now_s):
             return None
         asked = as_prefill(request) if chosen.splits else request
         decision = self._schedule(asked, exchange.tried, finding, now_s, chosen.stage)
         return None if decision is None else replace(decision, stage=chosen.stage, plan=chosen.reason.value)
 
-    def splits(self, request: Request, now_s: float) -> bool:
-        """Were it placed now, it would run in two legs."""
-        return self._plan(request, (), None, self._caches.find(request), now_s).splits
+    def plan(self, exchange: Exchange, now_s: float) -> Planned:
+        """In how many legs a request would run, were it placed now; its model has prefill endpoints."""
+        finding = self._caches.find(exchange.request)
+        return Planned(self._plan(exchange, finding, now_s), finding)
 
     def can_prefill(self, exchange: Exchange, now_s: float) -> bool:
         """A prefill endpoint that was not tried may get it."""
@@ -74,9 +86,8 @@ class Placing:
         """Plugins' failures by name."""
         return self._scheduler.failures()
 
-    def _plan(
-        self, request: Request, tried: Sequence[str], whole: Reason | None, finding: Finding, now_s: float
-    ) -> Plan:
+    def _plan(self, exchange: Exchange, finding: Finding, now_s: float) -> Plan:
+        request, tried, whole = exchange.request, exchange.tried, exchange.whole
         if whole is None and self._knobs.mode == "never":
             whole = Reason.NEVER
         if whole is not None:

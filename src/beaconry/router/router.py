@@ -46,7 +46,7 @@ from beaconry.router.legs import Legs
 from beaconry.router.member import Member
 from beaconry.router.members import Members
 from beaconry.router.news import EndpointNews
-from beaconry.router.placing import Placing
+from beaconry.router.placing import Placing, Planned
 from beaconry.router.statistics import ModelCounters, RouterStatistics
 from beaconry.router.timers import Timers
 from beaconry.scheduling.scheduler import Scheduler
@@ -164,9 +164,14 @@ class Router:
             message = "this gateway is shutting down"
             self._exchanges.answer(exchange, 503, Outcome.SHUTTING_DOWN, message, now_s, effects)
             return
-        prefill = self._prefill_for(request, now_s) if self._members.splits(request.model) else ()
+        planned: Planned | None = None
+        prefill: Sequence[Member] = ()
+        if self._members.splits(request.model):
+            planned = self._placing.plan(exchange, now_s)
+            if planned.plan.splits:
+                prefill = self._members.open_to(request.model, now_s, stage=Stage.PREFILL)
         if self._admission.passes(request, serving, now_s, prefill):
-            self._place(exchange, now_s, effects)
+            self._place(exchange, now_s, effects, planned)
         else:
             self._queue(exchange, prefill, now_s, effects)
 
@@ -207,15 +212,9 @@ class Router:
 
     # -- waiting
 
-    def _place(self, exchange: Exchange, now_s: float, effects: list[Effect]) -> None:
-        if not self._legs.place(exchange, now_s, effects):
+    def _place(self, exchange: Exchange, now_s: float, effects: list[Effect], planned: Planned | None = None) -> None:
+        if not self._legs.place(exchange, now_s, effects, planned):
             self._exchanges.drop(exchange, Outcome.NO_ENDPOINT, now_s, effects)
-
-    def _prefill_for(self, request: Request, now_s: float) -> Sequence[Member]:
-        """The prefill endpoints that a request may go to; none if it is to run in one leg."""
-        if not self._placing.splits(request, now_s):
-            return ()
-        return self._members.open_to(request.model, now_s, stage=Stage.PREFILL)
 
     def _queue(self, exchange: Exchange, prefill: Sequence[Member], now_s: float, effects: list[Effect]) -> None:
         """Let a request wait for its turn, which may come before the router is done with this fact."""

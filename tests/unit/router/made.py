@@ -29,8 +29,18 @@ def endpoint(name: str, model: str = "m", **fields: object) -> Endpoint:
     return Endpoint(name=name, host="127.0.0.1", port=8000 + ord(name[0]), model=model, **fields)
 
 
-def make_router(rates: RateBook | None = None, forecasts: Forecasts | None = None, **sections: object) -> Router:
-    """A router without endpoints, and a mebibyte of index. `sections`: of its configuration, instead of those of `USUAL`.
+def make_caches(rates: RateBook) -> Caches:
+    """Empty ones, and a mebibyte of index."""
+    return Caches(ApproximateIndex(limit_bytes=1 << 20), ExactIndex(), links=KvLinks(rates))
+
+
+def make_router(
+    rates: RateBook | None = None,
+    forecasts: Forecasts | None = None,
+    caches: Caches | None = None,
+    **sections: object,
+) -> Router:
+    """A router without endpoints. `sections`: of its configuration, instead of those of `USUAL`.
 
     `forecasts`, where there are any, are asked instead of `rates`.
     """
@@ -39,7 +49,7 @@ def make_router(rates: RateBook | None = None, forecasts: Forecasts | None = Non
     return Router(
         config,
         scheduler=make_scheduler(config.policy, rates if forecasts is None else forecasts, Registry.installed()),
-        caches=Caches(ApproximateIndex(limit_bytes=1 << 20), ExactIndex(), links=KvLinks(rates)),
+        caches=make_caches(rates) if caches is None else caches,
         rates=rates,
         rng=Random(config.seed),
         forecasts=forecasts,

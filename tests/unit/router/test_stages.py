@@ -11,6 +11,7 @@ from beaconry.config.disaggregation import Disaggregation
 from beaconry.config.flow import Flow
 from beaconry.config.gateway import Health, Retry
 from beaconry.latency.rates import RateBook
+from beaconry.router.caches import Caches, Finding
 from beaconry.router.effects import Answer, CancelLeg, Effect, Ended, StartLeg, WakeAt
 from beaconry.router.facts import (
     ClientLeft,
@@ -89,6 +90,26 @@ class Bench:
 
 def reason(start: StartLeg) -> str:
     return start.decision.plan
+
+
+@pytest.mark.parametrize("tokens", [TOKENS, 40])
+def test_a_request_that_need_not_wait_is_planned_and_looked_up_once(tokens: int):
+    found = []
+
+    class Counting(Caches):
+        def find(self, request: Request) -> Finding:
+            found.append(request.id)
+            return super().find(request)
+
+    rates = RateBook()
+    plain = made.make_caches(rates)
+    router = made.make_router(rates, caches=Counting(plain.approximate, plain.exact, plain.loads, plain.links))
+    for name in ("p1", "d1"):
+        router.handle(EndpointSeen(endpoint(name)), 0.0)
+    effects = router.handle(RequestArrived(request("r", 0.0, prompt_tokens=tokens)), 0.0)
+    (start,) = (effect for effect in effects if isinstance(effect, StartLeg))
+    assert start.stage is (Stage.PREFILL if tokens == TOKENS else Stage.WHOLE)
+    assert found == ["r"]
 
 
 def test_a_long_prompt_is_prefilled_then_answered_elsewhere_and_ends_once():
