@@ -18,8 +18,9 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from random import Random
 
@@ -38,29 +39,30 @@ from beaconry.workload.sample import Sample
 from beaconry.workload.synthetic import Bounds, Shape, conversations
 from benchmarks import report
 from benchmarks.children import children
-from benchmarks.rival_routers import (
+from benchmarks.rival import (
     BANDS,
+    BATCHED_TOKENS,
+    BLOCKS,
     ENGINES,
+    FULL_RATE,
     GOOD_S,
     KEYS,
     MODEL,
     OBJECTIVE,
     PLACES,
-    RIVALS,
     TENANTS,
     Rival,
     Site,
 )
+from benchmarks.rival_routers import RIVALS
 
 STEP_TIME = "fixed_s=0.1,prefill_tps=40000"
 """Ten tokens per second and reply, so that a machine of two cores is hardly busy."""
 SHAPE = Shape(prompt_tokens=Bounds(low=50, high=400), output_tokens=Bounds(low=10, high=30))
-FULL_RATE = 30.0
-"""Requests per second that the engines complete when twice as many come: 100 % load."""
 PATIENCE_S = 10.0
 """When a client gives up waiting for the whole answer."""
 LOADS = (70, 150)
-READY_WITHIN_S = 45.0
+READY_WITHIN_S = 90.0
 LATE_MS = 50.0
 """A run whose client sent later than this (99th percentile) was starved by other work on the machine: it is done again."""
 
@@ -74,7 +76,7 @@ class Times(Struct, frozen=True, kw_only=True):
     """How often a starved run is done at most."""
 
 
-FULL = Times(warmup_s=8.0, counted_s=25.0, tries=3)
+FULL = Times(warmup_s=8.0, counted_s=20.0, tries=3)
 SMOKE = Times(warmup_s=2.0, counted_s=4.0, tries=1)
 
 
@@ -132,21 +134,31 @@ async def router(rival: Rival, engines: tuple[int, ...], peers: Path) -> AsyncIt
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         site = Site(port=free_port(), engines=engines, folder=folder, peers=peers)
-        with (folder / "said").open("wb") as said:
-            process = await asyncio.create_subprocess_exec(*rival.command(site), stdout=said, stderr=said)
-        try:
+        async with AsyncExitStack() as stack:
+            for command in rival.beside(site):
+                await stack.enter_async_context(running(command, folder / "said"))
+            process = await stack.enter_async_context(running(rival.command(site), folder / "said"))
             if not await answers(site.port, process):
                 raise SystemExit(f"{rival.name} did not start: {(folder / 'said').read_text()[-2000:]}")
             await asyncio.sleep(1.0)  # health checks of all engines
             yield site.port
-        finally:
-            if process.returncode is None:
-                process.send_signal(signal.SIGTERM)
-                try:
-                    await asyncio.wait_for(process.wait(), 3.0)
-                except TimeoutError:
-                    process.kill()
-                    await process.wait()
+
+
+@asynccontextmanager
+async def running(command: Sequence[str], said: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that is gone afterwards, and where it says what it says."""
+    with said.open("ab") as file:
+        process = await asyncio.create_subprocess_exec(*command, stdout=file, stderr=file)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(process.wait(), 3.0)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
 
 
 def free_port() -> int:
@@ -190,7 +202,7 @@ async def send(port: int, cell: Cell, times: Times) -> dict[tuple[str, str], lis
         rng = Random(cell.seed * 1009 + number)
         rate = FULL_RATE * cell.load / 100 * BANDS[band][1] * TENANTS[tenant]
         plan = Plan(conversations(SHAPE, poisson(rate, rng), rng), until_s=times.warmup_s + times.counted_s)
-        headers = (("authorization", f"Bearer {KEYS[tenant]}"), (OBJECTIVE, band))
+        headers = (("authorization", f"Bearer {KEYS[tenant]}"), (OBJECTIVE, band), *cell.rival.hints(band))
         target = Target(host="127.0.0.1", port=port, model=MODEL, headers=headers)
         options = LoadOptions(timeout_s=PATIENCE_S)
         clients[band, tenant] = LoadClient(plan, PromptText(cell.seed * 31 + number), target, options)
@@ -246,21 +258,22 @@ def idle_s() -> float:
 async def run_all(cells: Sequence[Cell], lanes: int, peers: Path, times: Times) -> list[Run]:
     """All cells, `lanes` of them at a time, each lane with engines of its own."""
     engine = ["-m", "beaconry", "engine", "--port", "0", "--model", MODEL, "--step-time", STEP_TIME]
-    engine += ["--max-num-seqs", str(PLACES), "--blocks", "8192", "--max-num-batched-tokens", "4096"]
-    waiting, runs = list(reversed(cells)), []
+    engine += ["--max-num-seqs", str(PLACES), "--blocks", str(BLOCKS)]
+    engine += ["--max-num-batched-tokens", str(BATCHED_TOKENS)]
+    waiting, runs = deque(cells), []
     with children(*[engine] * (ENGINES * lanes)) as started:
         ports = [child.port for child in started]
 
         async def lane(engines: tuple[int, ...]) -> None:
             while waiting:
-                cell = waiting.pop()
+                cell = waiting.popleft()
                 one = await run(cell, engines, peers, times)
                 print(
                     f"{one.router}, {one.load} %, seed {one.seed}: {one.good_per_s:.1f} good/s, client late by {one.lag_p99_ms:.0f} ms",
                     file=sys.stderr,
                 )
                 if one.lag_p99_ms > LATE_MS and cell.tries < times.tries:
-                    waiting.insert(0, structs.replace(cell, tries=cell.tries + 1))
+                    waiting.append(structs.replace(cell, tries=cell.tries + 1))
                 else:
                     runs.append(one)
 
@@ -268,6 +281,12 @@ async def run_all(cells: Sequence[Cell], lanes: int, peers: Path, times: Times) 
             for i in range(lanes):
                 group.create_task(lane(tuple(ports[i * ENGINES : (i + 1) * ENGINES])))
     return runs
+
+
+def beside(measured: Sequence[Run], kept: Sequence[Run]) -> list[Run]:
+    """What was measured, and what is kept of routers and loads that were not."""
+    again = {(one.router, one.load) for one in measured}
+    return [*measured, *(one for one in kept if (one.router, one.load) not in again)]
 
 
 def spread(values: Sequence[float | None]) -> str:
@@ -279,7 +298,7 @@ def spread(values: Sequence[float | None]) -> str:
     return middle if len(known) == 1 else f"{middle} ({report.cell(min(known))}-{report.cell(max(known))})"
 
 
-def show(runs: Sequence[Run], rivals: Sequence[Rival]) -> None:
+def show(runs: Sequence[Run]) -> None:
     """A table per load."""
     columns = (
         "router", "good/s", "top band p50 ms", "p99 ms", "top good", "completed", "refused", "their p99 ms", "gave up",
@@ -287,8 +306,10 @@ def show(runs: Sequence[Run], rivals: Sequence[Rival]) -> None:
     )  # fmt: skip
     for load in sorted({one.load for one in runs}):
         rows = []
-        for rival in rivals:
+        for rival in RIVALS:
             mine = [one for one in runs if one.router == rival.name and one.load == load]
+            if not mine:
+                continue
             fields = (
                 "good_per_s", "top_p50_ms", "top_p99_ms", "top_good", "completed", "refused", "refused_p99_ms", "gave_up",
                 "tokens_per_s", "jain",
@@ -304,14 +325,20 @@ def show(runs: Sequence[Run], rivals: Sequence[Rival]) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = report.options(__doc__.splitlines()[0])
-    parser.add_argument(
-        "--peers", type=Path, default=Path("peers-env"), help="folder of venv-sglang, venv-vllmr and venv-envoy"
-    )
+    parser.add_argument("--peers", type=Path, default=Path("peers-env"), help="folder of the virtual environments")
     parser.add_argument("--routers", default="", help="beginnings of names, separated by commas; all if absent")
     parser.add_argument("--loads", type=lambda text: [int(x) for x in text.split(",")], default=list(LOADS))
     parser.add_argument("--seed", type=int, default=1, help="of the first repeat")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--lanes", type=int, default=2, help="routers measured at a time, each with its own engines")
+    parser.add_argument(
+        "--kept", type=Path, help="an earlier run's --json: what is not measured again is taken from it"
+    )
+    parser.add_argument(
+        "--lanes",
+        type=int,
+        default=2,
+        help="routers measured at a time, each with its own engines; those that fill a core come last, one at a time",
+    )
     args = parser.parse_args()
     if args.smoke:
         args.routers, args.loads, args.lanes = "Beaconry", [150], 2
@@ -332,8 +359,14 @@ def main() -> None:
             print(f"SKIPPED {rival.name}: there is no {missing}", file=sys.stderr)
     seeds = range(args.seed, args.seed + args.repeats)
     cells = [Cell(rival=rival, load=load, seed=seed) for seed in seeds for load in args.loads for rival in rivals]
-    runs = uvloop.run(run_all(cells, args.lanes, args.peers, SMOKE if args.smoke else FULL))
-    show(runs, rivals)
+    times = SMOKE if args.smoke else FULL
+    runs: list[Run] = []
+    for alone, lanes in ((False, args.lanes), (True, 1)):
+        if chosen := [cell for cell in cells if cell.rival.fills_core is alone]:
+            runs += uvloop.run(run_all(chosen, lanes, args.peers, times))
+    if args.kept is not None:
+        runs = beside(runs, msgspec.json.decode(args.kept.read_bytes(), type=list[Run]))
+    show(runs)
     report.save(args.json, runs)
 
 

@@ -5,60 +5,13 @@ the client's patience for a first token allows. None of the peers is part of thi
 """
 
 import json
-import shutil
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from msgspec import Struct
-
-from beaconry.tenancy.keys import hash_of, key_of
-
-MODEL = "m"
-ENGINES, PLACES = 4, 16
-"""Engines, and requests that each of them runs at once."""
-GOOD_S = 3.0
-"""Patience for the first token."""
-WAIT_S = 0.8 * GOOD_S
-"""What may wait longer in a queue will not make it."""
-BANDS = {"interactive": (10, 0.1), "standard": (0, 0.8), "batch": (-10, 0.1)}
-"""Priority, and share of all requests."""
-TENANTS = {"flood": 0.5, "steady": 0.25, "quiet": 0.25}
-"""Share of all requests."""
-KEYS = {tenant: key_of(tenant.encode().ljust(32, b".")) for tenant in TENANTS}
-OBJECTIVE = "x-llm-d-inference-objective"
-
-
-class Site(Struct, frozen=True, kw_only=True):
-    """Where a router is to be started."""
-
-    port: int
-    """Free, and so is the next one."""
-    engines: tuple[int, ...]
-    """Their ports."""
-    folder: Path
-    """Its own, for its files."""
-    peers: Path
-    """Folder of the virtual environments `venv-sglang`, `venv-vllmr` and `venv-envoy`."""
-
-
-class Rival(Struct, frozen=True):
-    """One router with one setting."""
-
-    name: str
-    program: str
-    """What has to be there: a path below the folder of the peers, or a name on the PATH; empty for this repository's own."""
-    command: Callable[[Site], Sequence[str]]
-
-    def missing(self, peers: Path) -> str | None:
-        """What is not installed; None if nothing is."""
-        there = not self.program or (peers / self.program).exists() or system_program(self.program) is not None
-        return None if there else f"{peers / self.program}" if "/" in self.program else f"{self.program} on the PATH"
-
-
-def system_program(name: str) -> str | None:
-    """The place of a system's program, which an ordinary user's PATH may lack."""
-    return shutil.which(name) or shutil.which(name, path="/usr/sbin")
+from beaconry.tenancy.keys import hash_of
+from benchmarks.rival import BANDS, ENGINES, KEYS, MODEL, OBJECTIVE, PLACES, WAIT_S, Rival, Site, system_program
+from benchmarks.rival_dynamo import DYNAMO
+from benchmarks.rival_litellm import LITELLM
 
 
 def beaconry(*, flow: bool) -> Callable[[Site], Sequence[str]]:
@@ -209,4 +162,6 @@ RIVALS = (
     Rival("haproxy, and priority classes", "haproxy", haproxy(by_priority=True)),
     Rival("nginx, max_conns", "nginx", nginx),
     Rival("Envoy, circuit breakers", _ENVOY, envoy),
+    *LITELLM,
+    *DYNAMO,
 )
