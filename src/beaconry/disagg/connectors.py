@@ -103,7 +103,7 @@ class Nixl:
 
     def decode_body(self, body: bytes, handoff: Raw) -> bytes:
         """The client's body with one more field. It has none of that name: the door has taken it out."""
-        return b'%b,"kv_transfer_params":%b}' % (body.rstrip()[:-1], handoff)
+        return b"".join((memoryview(body.rstrip())[:-1], b',"kv_transfer_params":', handoff, b"}"))  # one copy
 
 
 CONNECTORS: Mapping[str, Connector] = {"nixl": Nixl()}
