@@ -258,8 +258,9 @@ class Forecasts:
         queue = 0 if not shadow.legs else 2 if wait_s < 0.25 * ttft_s else 4 if wait_s < 0.75 * ttft_s else 6
         regime = queue + (2 * matched > prompt)
         met = shadow.interference
-        itl_s, average_s = decode_s * met.stretch, met.step_s
-        average_s = itl_s if average_s is None else shadow.factor * average_s * met.stretch
+        stretch, average_s = met.stretch, met.step_s
+        itl_s = decode_s * stretch
+        average_s = itl_s if average_s is None else shadow.factor * average_s * stretch
         return Raw(ttft_s, regime, itl_s, average_s, uncached)
 
     # -- lessons

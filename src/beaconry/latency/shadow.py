@@ -207,10 +207,12 @@ class Shadow:
         Runs ahead in closed form: whole steps of the budget are filled with the prompts ahead and this one, and each prompt that is
         complete joins the batch of the steps after it.
         """
-        self._advance(now_s)
-        fit, knee, budget, factor = self._fit, self._fit.knee, self.budget, self.factor
-        step_s, prompt_s, sequence_s, context_s, token_s, attended_s, start_s = fit.coefficients
-        uncached = max(uncached, 1)
+        if not self._planned or self._due_s <= now_s:
+            self._advance(now_s)
+        knee, budget, factor = self._fit.knee, self.budget, self.factor
+        step_s, prompt_s, sequence_s, context_s, token_s, attended_s, start_s = self._fit.coefficients
+        if uncached < 1:
+            uncached = 1
         wait_s = abs(self._due_s - now_s) / factor if self._step is not None else start_s
         sequences, context = self._batch()
         batch, batch_context = sequences + 1, context + prompt_tokens
@@ -225,14 +227,18 @@ class Shadow:
             batch_context += computed + left
         if batch > self.slots or batch_context - self.shared > self.capacity:
             wait_s += self._room_s(batch, batch_context)
-        room = max(budget - sequences, _FEWEST_PROMPT_TOKENS)
+        room = budget - sequences
+        if room < _FEWEST_PROMPT_TOKENS:
+            room = _FEWEST_PROMPT_TOKENS
         tokens = ahead + uncached
         steps = -(-tokens // room)
         for until, context_tokens in joining:
             share = 1.0 - -(-until // room) / steps  # of the steps it decodes in
             sequences += share
             context += share * context_tokens
-        over = max(tokens - (steps - 1) * room + sequences - knee, 0.0)  # of the last step; those before it are full
+        over = tokens - (steps - 1) * room + sequences - knee  # of the last step; those before it are full
+        if over < 0.0:
+            over = 0.0
         if steps > 1 and budget > knee:
             over += (steps - 1) * (budget - knee)
         per_step_s = step_s + prompt_s + sequence_s * sequences + context_s * (context + 0.5 * steps * sequences)
