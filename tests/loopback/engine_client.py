@@ -117,8 +117,9 @@ async def until(condition):
         await asyncio.sleep(0.002)
 
 
-async def until_loaded(port):
-    while (await call(port, "/load")).json["server_load"] == 0:
+async def until_loaded(port, request=None):
+    """Wait until something runs; or a task has ended, which may be as soon."""
+    while (await call(port, "/load")).json["server_load"] == 0 and (request is None or not request.done()):
         await asyncio.sleep(0.002)
 
 

@@ -104,7 +104,7 @@ def test_a_long_prompt_is_computed_by_one_engine_and_answered_by_another_as_by_o
 def test_a_prefill_engine_killed_between_the_legs_costs_the_request_nothing_but_time(fleet, stream):
     decoding = [name for name in fleet.ports if name.startswith("decode")]
     for name in decoding:
-        post(fleet.engine(name).removesuffix("/v1"), "/fault", {"kind": "slow", "delay_s": 1.0})
+        post(fleet.engine(name).removesuffix("/v1"), "/fault", {"kind": "hang"})
     answers = []
     client = threading.Thread(target=lambda: answers.append(ask(fleet.address, stream=stream)))
     client.start()
@@ -126,6 +126,9 @@ def test_a_prefill_engine_killed_between_the_legs_costs_the_request_nothing_but_
     killed = keeping()
     other = next(name for name in fleet.ports if name not in (killed, *decoding))
     fleet.processes[killed].kill()
+    for name in decoding:
+        fault = urllib.request.Request(fleet.engine(name).removesuffix("/v1") + "/fault", method="DELETE")
+        urllib.request.urlopen(fault, timeout=DEADLINE_S).close()
     client.join(DEADLINE_S)
     ((text, headers),) = answers
     assert headers["x-beaconry-plan"] == "handover-failed"
