@@ -182,6 +182,8 @@ class Admission:
             ceiling = _BEHIND * self._ceiling(members[0].endpoint.model, request.priority)
             roomy = {m.endpoint.name for m in members if m.endpoint.name in leaving and self.is_open(m, now_s, ceiling)}
         if not roomy:
+            roomy = {m.endpoint.name for m in members if self.is_open(m, now_s)}
+        if not roomy:
             return candidates
         matched = max(c.matched_tokens for c in candidates if c.endpoint.name in roomy)
         return [c for c in candidates if c.endpoint.name in roomy or self._worth_waiting(c, c.matched_tokens - matched)]

@@ -397,6 +397,21 @@ def test_draining_serves_what_waits_until_its_deadline():
     assert ended == dict.fromkeys("rst", Outcome.SHUTTING_DOWN)
 
 
+def test_what_has_room_nowhere_is_not_sent_to_wait_behind_others_while_an_engine_is_open():
+    """The policy alone would send it to "a", which has fewer in flight."""
+    bench = Bench("ab")
+    for name in "ab":
+        bench.tell(LoadSampled(name, LoadSample(at_s=0.0, running=0, kv_usage=0.0, kv_blocks=400, block_tokens=16)))
+    small = [start for i in range(6) for start in bench.arrive(str(i), prompt_tokens=100, priority=i % 2)]
+    for start in small:
+        bench.tell(LegStarted(start.leg))
+        if start.endpoint.name == "a":
+            bench.tell(LegFinished(start.leg, 200, Usage(prompt_tokens=100, completion_tokens=5)))
+    (prefilling,) = bench.arrive("prefilling", priority=1)
+    (large,) = bench.arrive("large", prompt_tokens=6300, priority=1)
+    assert (prefilling.endpoint.name, large.endpoint.name) == ("a", "b")
+
+
 def test_of_an_endpoint_that_is_gone_nothing_is_known_once_its_last_leg_has_ended():
     """Clusters name each engine anew: what stays of each is a leak."""
     bench = Bench("ab")
