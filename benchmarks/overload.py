@@ -2,8 +2,8 @@
 
 Virtual time: the real router over model engines. Three bands and three tenants, one of which sends twice as much as each other one.
 For each workload: how long the top band waits and what is completed at 70, 100 and 150 % of what the fleet can do, in several modes: with
-flow control, with it before engines that serve by priority themselves, and without. A request is good if its first token came within
-`GOOD_S` of its arrival.
+flow control, with it ending running requests of the lowest band, with it before engines that serve by priority themselves, and without. A
+request is good if its first token came within `GOOD_S` of its arrival.
 
 Then what flow control costs: CPU per request beside a router without it, CPU per turn and memory with 100,000 requests queued. How fast a
 gateway whose queue is full says 429 is told by `benchmarks.refusals`.
@@ -40,6 +40,7 @@ from beaconry.router.router import Router
 from beaconry.scheduling.scheduler import make_scheduler
 from beaconry.sim.fleet import Fleet
 from beaconry.values.endpoint import Endpoint, SchedulingPolicy
+from beaconry.values.outcome import Outcome
 from beaconry.values.request import Api, Request, Usage
 from beaconry.workload.arrivals import poisson
 from beaconry.workload.distribution import quantile
@@ -84,7 +85,15 @@ class Mode(Struct, frozen=True):
 
 
 ON = Mode("on", FLOW)
-MODES = {mode.name: mode for mode in (ON, Mode("by-priority", FLOW, by_priority=True), Mode("off", OFF))}
+MODES = {
+    mode.name: mode
+    for mode in (
+        ON,
+        Mode("evicting", structs.replace(FLOW, evict_sheddable=True)),
+        Mode("by-priority", FLOW, by_priority=True),
+        Mode("off", OFF),
+    )
+}
 
 
 def shapes(*shapes: Shape) -> Callable[[float, float, Random], Iterator[PlannedRequest]]:
@@ -158,6 +167,12 @@ class Run(Struct, frozen=True, kw_only=True):
     jain_good: float | None
     """Jain's index of their good tokens, over the whole time: cached prompts count too, and who wanted no more."""
     refused: int
+    evicted: int
+    """Of these: sent to an engine, and ended there for a higher band."""
+    begun: int
+    """Of these: had their first token."""
+    lost_s: float
+    """For how long these had generated, all together."""
 
 
 def run(workload: str, load: int, mode: Mode, seed: int, counted_s: float = COUNTED_S) -> Run:
@@ -192,6 +207,8 @@ def run(workload: str, load: int, mode: Mode, seed: int, counted_s: float = COUN
 def summarise(samples: Sequence[Sample], marks: Marks, counted_s: float, **what: Any) -> Run:
     counted = [s for s in samples if s.planned_s >= WARMUP_S]
     good = [s for s in counted if s.error is None and (s.ttft_s or 0.0) <= GOOD_S]
+    evicted = [s for s in counted if s.error == Outcome.EVICTED.value]
+    begun = [(s, s.first_s) for s in evicted if s.first_s is not None]
     top = [s for s in counted if marks.of[s.index][0] == BANDS[0][0]]
     good_ones = {s.index for s in good}
     ttft = sorted(s.ttft_s for s in top if s.ttft_s is not None)
@@ -210,6 +227,9 @@ def summarise(samples: Sequence[Sample], marks: Marks, counted_s: float, **what:
         top_good=sum(s.index in good_ones for s in top) / max(len(top), 1),
         jain_good=jain(list(middle.values())),
         refused=sum(s.error is not None for s in counted),
+        evicted=len(evicted),
+        begun=len(begun),
+        lost_s=sum(s.end_s - first_s for s, first_s in begun),
         **what,
     )
 
@@ -284,8 +304,8 @@ def long_queue(queued: int) -> Queue:
     )
 
 
-COLUMNS = ("load, mode", "done/s", "good/s", "top band p50 ms", "p99 ms", "of each seed", "good", "not served", "Jain", "of the time",
-           "Jain of what is good")  # fmt: skip
+COLUMNS = ("load, mode", "done/s", "good/s", "top band p50 ms", "p99 ms", "of each seed", "good", "not served", "evicted/begun/lost s",
+           "Jain", "of the time", "Jain of what is good")  # fmt: skip
 
 
 def row(runs: Sequence[Run]) -> tuple[object, ...]:
@@ -303,6 +323,7 @@ def row(runs: Sequence[Run]) -> tuple[object, ...]:
         ", ".join(report.cell(r.top_p99_ms) for r in runs),
         middle(*(r.top_good for r in runs)),
         middle(*(r.refused for r in runs)),
+        ", ".join(f"{r.evicted}/{r.begun}/{r.lost_s:.0f}" for r in runs),
         middle(*(r.shares.jain for r in runs)),
         ", ".join(report.cell(r.shares.covered) for r in runs),
         middle(*(r.jain_good for r in runs)),

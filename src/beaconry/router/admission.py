@@ -165,7 +165,8 @@ class Admission:
         self, request: Request, members: list[Member], candidates: list[Candidate], now_s: float
     ) -> list[Candidate]:
         """Those of `candidates`, which are `members`, where the request is to be placed: where it would run at once, and takes no room from
-        higher bands; or where so much of its prompt is cached that it is worth the wait. All, if it would run at once nowhere."""
+        higher bands; or where so much of its prompt is cached that it is worth the wait. If it would run at once nowhere, those that are
+        open: a policy may prefer an engine where much waits already, because it disturbs nobody there. All, if none is."""
         if not self._contested or now_s >= self._pressed_until_s or not self._flow.enabled:
             return candidates
         lane = self.queue.lane(members[0].endpoint.model)

@@ -94,8 +94,7 @@ class Legs:
         self._admission.dispatched(leg, predictions[winner] if predictions else None)
         if request.stream:
             self._timers.sent(leg, now_s)
-        if self._eviction.enabled:
-            self._eviction.watch(leg)
+        self._eviction.sent(leg)
         if decision.plan and leg.stage is not DECODE:
             plans = self._exchanges.counters[request.model].plans
             exchange.plan = decision.plan
@@ -233,7 +232,7 @@ class Legs:
 
     def evict(self, now_s: float, effects: list[Effect]) -> bool:
         """End a running request for one that starves, if there is such a pair. Then there may be room for what waits."""
-        leg = self._eviction.victim(self._legs.values(), now_s)
+        leg = self._eviction.victim(now_s)
         if leg is None:
             return False
         message = "the engines were full, and a request of a higher priority needed the place; try again later"
@@ -280,6 +279,7 @@ class Legs:
         """Forget a leg: the counterpart of what `_start` has noted."""
         del self._legs[leg.id]
         self._timers.over(leg)
+        self._eviction.over(leg)
         leg.exchange.leg = None
         member = leg.member
         member.end(leg)
@@ -297,4 +297,5 @@ class Legs:
         self._members.check(set(self._legs))
         if set(self._legs.values()) != {e.leg for e in self._exchanges.running()} - {None}:
             raise InternalError("the legs are not those of the exchanges")
+        self._eviction.check(self._legs.values())
         self._timers.check(len(self._exchanges), len(self._legs))

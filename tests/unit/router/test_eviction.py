@@ -91,6 +91,15 @@ def test_nobody_ends_otherwise(waiting: int, running: int, knobs: dict[str, bool
     assert outcomes(wait(bench, bench.now_s + 3.0)) == {}
 
 
+def test_what_was_sent_after_the_other_one_began_to_wait_is_left_alone():
+    bench = bench_with()
+    bench.arrive("top", priority=5, prompt_tokens=100)
+    bench.now_s += 0.01
+    (low,) = bench.arrive("low", priority=-1, prompt_tokens=100)
+    assert isinstance(low, StartLeg)
+    assert outcomes(wait(bench, bench.now_s + 2.0)) == {}
+
+
 def test_never_more_than_ten_in_a_second_however_many_starve():
     bench = bench_with(bands=(BandConfig(name="top", priority=5, ceiling=1.0),))
     decoding(bench, *(f"low-{i}" for i in range(40)), priority=-1)
