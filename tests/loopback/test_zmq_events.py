@@ -434,6 +434,18 @@ def test_an_address_that_is_none_is_said():
     run(scenario)
 
 
+def test_a_replay_address_that_is_none_is_said_and_what_is_published_counts_all_the_same():
+    async def scenario():
+        async with publishing() as engine, listening(engine.source(replay="nonsense"), limits=IMPATIENT) as listener:
+            await listener.until(lambda: "cannot ask nonsense: " in listener.reason())
+            assert listener.state() is not SourceState.EXACT
+            while not listener.index.match(KEYS[:1]):
+                engine.publish(stored(KEYS[0]))
+                await asyncio.sleep(0.01)
+
+    run(scenario)
+
+
 def test_watching_begins_and_ends_at_any_time():
     async def scenario():
         async with publishing() as engine, listening() as listener:
