@@ -1,6 +1,7 @@
 """Requests of one priority: flows, taken in turn by a fairness policy, each in its own order."""
 
 from beaconry.config.flow import BandConfig
+from beaconry.flowcontrol.estimate import Estimate
 from beaconry.flowcontrol.fairness import Flow
 from beaconry.flowcontrol.nested import make_fairness
 from beaconry.flowcontrol.room import Room
@@ -23,6 +24,7 @@ class Band:
         self.flows: dict[str, Flow] = {}
         self.room = Room(config)
         self._fairness = make_fairness(config.fairness)
+        self._estimate = Estimate()
         self._shares: dict[str, Share] = {}
         self._sizes: Sizes[Share] = Sizes()
 
@@ -60,6 +62,7 @@ class Band:
         assert flow is not None
         self._fairness.serve(flow, ticket, now_s)
         self.remove(ticket)
+        self.expect(ticket, ticket.tokens, now_s)
 
     def remove(self, ticket: Ticket) -> None:
         """One does not wait any longer."""
@@ -74,10 +77,16 @@ class Band:
             del self.flows[flow.key]
             self._fairness.leave(flow)
 
+    def expect(self, ticket: Ticket, tokens: float, now_s: float) -> None:
+        """A dispatched request is likely to take so many tokens."""
+        ticket.expected = tokens
+        self._charge(ticket, tokens * self._estimate.factor, now_s)
+
     def settle(self, ticket: Ticket, tokens: float, now_s: float) -> None:
-        """A dispatched request has ended and took so many tokens."""
-        if ticket.flow is not None:
-            self._fairness.settle(ticket.flow, ticket, tokens, now_s)
+        """A dispatched request has ended and took so many tokens; 0 if none of it was served."""
+        if tokens and ticket.expected:
+            self._estimate.note(ticket.expected, tokens)
+        self._charge(ticket, tokens, now_s)
 
     def newest_of_largest(self) -> Ticket:
         """Who has to go if one has to: of the tenant that has most waiting for its weight, of its largest flow, the latest arrival."""
@@ -131,6 +140,12 @@ class Band:
             or sum(len(share.flows) for share in self._shares.values()) != len(self.flows)
         ):
             raise InternalError(f"band {self.priority}: what waits is not counted to its tenants")
+
+    def _charge(self, ticket: Ticket, tokens: float, now_s: float) -> None:
+        """Instead of what it was charged so far."""
+        if ticket.flow is not None and tokens != ticket.charged:
+            self._fairness.settle(ticket.flow, ticket, tokens, now_s)
+            ticket.charged = tokens
 
     def _order(self, ticket: Ticket) -> float:
         request = ticket.request

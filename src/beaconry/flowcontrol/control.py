@@ -143,7 +143,7 @@ class FlowControl:
 
     def placed(self, ticket: Ticket, cached_tokens: int, now_s: float) -> None:
         """It is known to which engine, and so how much of the prompt is likely to be cached: that costs nothing."""
-        ticket.band.settle(ticket, ticket.tokens - cached_tokens, now_s)
+        ticket.band.expect(ticket, ticket.tokens - cached_tokens, now_s)
 
     def settle(self, ticket: Ticket, computed_tokens: int, output_tokens: int, now_s: float) -> None:
         """A dispatched request has ended: so many prompt tokens were not cached, so many were generated."""

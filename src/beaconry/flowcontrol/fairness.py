@@ -211,7 +211,6 @@ class FairShare:
         """Charge the difference."""
         if self._by_tokens:
             self._tags.add(flow.key, (tokens - ticket.charged) / flow.weight, self._least)
-            ticket.charged = tokens
             if self._tags.active:
                 self._least = min(self._least, self._tags.first().tag)
 
@@ -260,7 +259,6 @@ class LeastAttained:
     def settle(self, flow: Flow, ticket: Ticket, tokens: float, now_s: float) -> None:  # noqa: ARG002
         """Charge the difference as of the dispatch: by now a token counts for more, and more than was charged would be returned."""
         self._charge(flow.key, tokens - ticket.charged, ticket.served_s)
-        ticket.charged = tokens
 
     def _charge(self, key: str, tokens: float, now_s: float) -> None:
         if now_s - self._since_s > 100 * HALF_LIFE_S:

@@ -41,6 +41,7 @@ class Ticket:
     __slots__ = (
         "band",
         "charged",
+        "expected",
         "expires_s",
         "flow",
         "lane",
@@ -59,7 +60,7 @@ class Ticket:
         self.number = number
         """Order of arrival."""
         self.tokens = tokens
-        """The expected `work`."""
+        """The expected `work`, were nothing of its prompt cached."""
         self.band = band
         self.flow: Flow | None = None
         """Where it is or was queued; None until then."""
@@ -68,7 +69,9 @@ class Ticket:
         """When it was queued, then for how long."""
         self.expires_s = 0.0
         self.charged = 0.0
-        """What its flow paid for it at dispatch."""
+        """What its flow has paid for it so far."""
+        self.expected = 0.0
+        """The `work` that was expected of it when it was dispatched last; 0 before."""
         self.served_s = 0.0
         """When that was, where it matters."""
         self.why = Why.NOTHING

@@ -130,6 +130,28 @@ def test_who_comes_after_charges_were_returned_does_not_begin_behind_the_others(
     assert served.count("b") == pytest.approx(10, abs=1)
 
 
+def test_who_comes_while_others_have_much_in_flight_begins_beside_them_however_wrong_estimates_are():
+    """Each request takes a quarter of what was expected, which shows 20 requests later."""
+    band = Band("tokens")
+    for _ in range(400):
+        band.offer("a", 1000)
+    flying: list[Ticket] = []
+
+    def turn() -> str:
+        ticket = band.control.next("m", lambda _: True)
+        band.control.dispatch(ticket, 0.0)
+        flying.append(ticket)
+        if len(flying) > 20:
+            band.control.settle(flying.pop(0), 250, 0, 0.0)
+        return ticket.request.tenant
+
+    for _ in range(300):
+        turn()
+    for _ in range(40):
+        band.offer("b", 1000)
+    assert [turn() for _ in range(60)].count("b") == pytest.approx(30, abs=3)
+
+
 class Shared:
     """A band in any interleaving, and what each tenant has really had since all of them were backlogged.
 

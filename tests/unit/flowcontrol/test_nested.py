@@ -40,6 +40,15 @@ def test_the_flows_of_a_tenant_share_its_part_equally():
     assert abs(served["a/x"] - served["a/y"]) <= 1
 
 
+def test_a_tenant_with_more_waiting_pays_for_what_its_requests_took():
+    band = Band("tokens")
+    for _ in range(40):
+        band.offer("liar/x", 1, account="liar")
+        band.offer("honest/x", 100, account="honest")
+    served = [band.serve(took=100).account for _ in range(20)]
+    assert served.count("liar") == pytest.approx(10, abs=1)
+
+
 def test_what_a_tenant_owes_is_remembered_while_it_waits_for_nothing():
     band = Band("tokens")
     band.offer("a/x", account="a")
