@@ -30,7 +30,7 @@ from beaconry.engine_model.handover import Holdings, Imports
 from beaconry.engine_model.offload_tier import OffloadTier
 from beaconry.engine_model.plain_steps import count_steps, pass_steps
 from beaconry.engine_model.sequence import Phase, Sequence
-from beaconry.engine_model.step_span import Load, StepSpan, draw_noise
+from beaconry.engine_model.step_span import StepSpan, draw_noise, sum_load
 from beaconry.engine_model.step_time import StepTime
 from beaconry.engine_model.values import EngineSettings, EngineStatistics, StepResult
 from beaconry.engine_model.waiting_queue import WaitingQueue
@@ -192,9 +192,8 @@ class Engine:
             self._admit(self.settings.max_num_batched_tokens, now_s)
         if not self._chunks and not len(self._calendar):
             return None
-        self._span = StepSpan(
-            self.step_time, now_s, self._sum_load(), self._loading_s, draw_noise(self.settings.step_noise, self._rng)
-        )
+        load, noise = sum_load(self._calendar, self._chunks), draw_noise(self.settings.step_noise, self._rng)
+        self._span = StepSpan(self.step_time, now_s, load, self._loading_s, noise)
         if max_steps > 1 and not preempting:
             self._span.planned = self._count_plain_steps(max_steps)
         return self._span.duration_s(self._span.planned)
@@ -484,19 +483,7 @@ class Engine:
             self._run(sequence, 1)
         return len(ready)
 
-    # -- time
-
-    def _sum_load(self) -> Load:
-        """Return what a step's duration depends on. The last token of an imported prompt is like one that is decoded."""
-        sequences, context, tokens, attended = len(self._calendar), self._calendar.context, 0, 0.0
-        for sequence, chunk in self._chunks:
-            if sequence.fetched and not sequence.generated:
-                sequences += 1
-                context += sequence.computed
-            else:
-                tokens += chunk
-                attended += chunk * (sequence.computed + 0.5 * chunk)
-        return sequences, context, tokens, attended
+    # -- several steps at once
 
     def _count_plain_steps(self, max_steps: int) -> int:
         """Return how many steps from this one on are plain decoding, with blocks for all of them.

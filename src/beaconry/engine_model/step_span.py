@@ -1,8 +1,11 @@
 """The step in progress, or several plain decode steps taken at once: when it began, what is left of it, and how long that takes."""
 
+from collections.abc import Iterable
 from math import sqrt
 from random import Random
 
+from beaconry.engine_model.calendar import DecodeCalendar
+from beaconry.engine_model.sequence import Sequence
 from beaconry.engine_model.step_time import StepTime
 
 Load = tuple[int, int, int, float]
@@ -78,6 +81,19 @@ class StepSpan:
         other._noise_s = self._noise_s
         other.planned, other.passed = self.planned, self.passed
         return other
+
+
+def sum_load(calendar: DecodeCalendar, chunks: Iterable[tuple[Sequence, int]]) -> Load:
+    """The load of a step that computes these chunks of prompts. The last token of an imported prompt is like one that is decoded."""
+    sequences, context, tokens, attended = len(calendar), calendar.context, 0, 0.0
+    for sequence, chunk in chunks:
+        if sequence.fetched and not sequence.generated:
+            sequences += 1
+            context += sequence.computed
+        else:
+            tokens += chunk
+            attended += chunk * (sequence.computed + 0.5 * chunk)
+    return sequences, context, tokens, attended
 
 
 def draw_noise(noise: float, rng: Random | None) -> float:
