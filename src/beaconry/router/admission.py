@@ -314,7 +314,7 @@ class Admission:
         if not member.prefilling:
             return True
         limit_s = ceiling * self._flow.engine_wait_s
-        if member.oldest_wait_s(now_s) >= limit_s:
+        if now_s - member.oldest_s >= limit_s:
             return False
         return self._rates.wait_s(member.endpoint, member.in_flight + 1, member.prefill_tokens) < limit_s
 

@@ -55,7 +55,8 @@ class Leg:
         """What the index noted of it; None for a prompt without blocks."""
         self.dispatched_s = now_s
         self.prompt_tokens = request.prompt_tokens
-        self.uncached_tokens = max(0, request.prompt_tokens - candidate.matched_tokens - candidate.fetched_tokens)
+        uncached_tokens = request.prompt_tokens - candidate.matched_tokens - candidate.fetched_tokens
+        self.uncached_tokens = uncached_tokens if uncached_tokens > 0 else 0
         self.held_tokens = request.prompt_tokens - (candidate.matched_tokens if candidate.sharers else 0)
         """Prompt tokens whose blocks are its own: others in flight hold those that it shares with them."""
         self.began_s = now_s

@@ -22,7 +22,7 @@ from beaconry.router.placing import Placing, Planned
 from beaconry.router.retries import RetryBudget
 from beaconry.values.decision import Decision
 from beaconry.values.errors import InternalError
-from beaconry.values.outcome import Outcome
+from beaconry.values.outcome import COMPLETED, Outcome
 from beaconry.values.stage import DECODE, PREFILL
 
 BUSY_STATUSES = frozenset({429, 503})
@@ -141,7 +141,7 @@ class Legs:
                 self._exchanges.allowances.reported(request.id, fact.usage, now_s)
             if exchange.ticket is not None:
                 self._admission.settle(exchange.ticket, fact.usage, now_s)
-        self._exchanges.end(exchange, Outcome.ENGINE_REFUSED if refused else Outcome.COMPLETED, now_s, effects)
+        self._exchanges.end(exchange, Outcome.ENGINE_REFUSED if refused else COMPLETED, now_s, effects)
 
     def failed(self, fact: LegFailed, now_s: float, effects: list[Effect]) -> None:
         """A leg has ended without a complete answer."""
@@ -198,8 +198,8 @@ class Legs:
         self._admission.first_byte(leg, now_s)
         leg.batch_at_first = len(member.decoding)
         leg.prefilled_mark = member.prefilled_tokens
-        self._timers.began(leg)
         if request.stream:
+            self._timers.began(leg)
             self._learning.first_byte(leg)
             member.ttft.add(now_s - leg.dispatched_s)
             if leg.stage is not PREFILL:

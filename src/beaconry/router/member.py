@@ -5,6 +5,7 @@ a row eject it for a while that doubles each time; then one request probes it, a
 """
 
 from enum import StrEnum
+from math import inf
 from typing import Protocol
 
 from beaconry.config.gateway import Health
@@ -56,6 +57,8 @@ class Member:
         """Legs without first byte, oldest first."""
         self.decoding: dict[int, InFlight] = {}
         """Legs with first byte and without end, oldest first. A leg is in exactly one of the two."""
+        self.oldest_s = inf
+        """When the first of `prefilling` was dispatched; infinity while there is none."""
         self.in_flight = 0
         """How many are in both."""
         self.prefill_tokens = 0
@@ -153,6 +156,8 @@ class Member:
 
     def dispatch(self, leg: InFlight) -> None:
         """A leg is sent here."""
+        if not self.prefilling:
+            self.oldest_s = leg.dispatched_s
         self.prefilling[leg.id] = leg
         self.in_flight += 1
         self.prefill_tokens += leg.uncached_tokens
@@ -164,10 +169,10 @@ class Member:
         """A leg's prefill is over; of one whose first byte does not tell, it is said ahead, and the second time changes nothing."""
         if self.prefilling.pop(leg.id, None) is None:
             return
+        self._left_prefill(leg)
         self.decoding[leg.id] = leg
         leg.began_s = now_s
         self.began_s += now_s
-        self.prefill_tokens -= leg.uncached_tokens
         self.prefilled_tokens += leg.uncached_tokens
 
     def end(self, leg: InFlight) -> None:
@@ -177,24 +182,29 @@ class Member:
         self.held_tokens -= leg.held_tokens
         self.ended += 1
         if self.prefilling.pop(leg.id, None) is not None:
-            self.prefill_tokens -= leg.uncached_tokens
+            self._left_prefill(leg)
         else:
             del self.decoding[leg.id]
             self.began_s = self.began_s - leg.began_s if self.decoding else 0.0
 
+    def _left_prefill(self, leg: InFlight) -> None:
+        self.prefill_tokens -= leg.uncached_tokens
+        if leg.dispatched_s == self.oldest_s:
+            first = next(iter(self.prefilling.values()), None)
+            self.oldest_s = inf if first is None else first.dispatched_s
+
     def oldest_wait_s(self, now_s: float) -> float:
         """Age of the oldest leg without first byte, 0 if there is none."""
-        for leg in self.prefilling.values():
-            return now_s - leg.dispatched_s
-        return 0.0
+        return now_s - self.oldest_s if self.prefilling else 0.0
 
     def candidate(self, view: View, now_s: float) -> Candidate:
         """A snapshot for the scheduler; `view` is what the endpoint's cache holds of the prompt."""
+        prefilling = len(self.prefilling)
         return Candidate(
             endpoint=self.endpoint,
-            prefilling=len(self.prefilling),
+            prefilling=prefilling,
             prefill_tokens=self.prefill_tokens,
-            decoding=len(self.decoding),
+            decoding=self.in_flight - prefilling,
             context_tokens=self.context_tokens,
             matched_tokens=view.matched_tokens,
             loads=view.loads,
@@ -203,7 +213,7 @@ class Member:
             displaced_tokens=view.displaced_tokens,
             sharers=view.sharers,
             exact=view.exact,
-            oldest_wait_s=self.oldest_wait_s(now_s),
+            oldest_wait_s=now_s - self.oldest_s if prefilling else 0.0,
             sample=self.sample,
         )
 
@@ -235,6 +245,8 @@ class Member:
         legs = [*self.prefilling.values(), *self.decoding.values()]
         if self.prefilling.keys() & self.decoding.keys():
             raise InternalError(f"{self.endpoint.name}: a leg is both in prefill and in decode")
+        if self.oldest_s != min((leg.dispatched_s for leg in self.prefilling.values()), default=inf):
+            raise InternalError(f"{self.endpoint.name}: oldest_s is {self.oldest_s}, and no leg's")
         if self.in_flight != len(legs):
             raise InternalError(f"{self.endpoint.name}: in_flight is {self.in_flight}, not {len(legs)}")
         if self.prefill_tokens != sum(leg.uncached_tokens for leg in self.prefilling.values()):

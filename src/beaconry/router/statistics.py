@@ -1,6 +1,6 @@
-"""What the router has counted: histograms that cost a bisection each, and frozen snapshots for metrics, live view and tests."""
+"""What the router has counted: histograms that sort values into buckets by the dozen, and frozen snapshots for metrics, views and tests."""
 
-from bisect import bisect_left
+from bisect import bisect_right
 
 from msgspec import Struct
 
@@ -39,6 +39,8 @@ ITL_BOUNDS_S = (
 """llm-d's TPOT buckets."""
 TOKEN_BOUNDS = tuple(float(1 << i) for i in range(21))
 """Powers of two to a million tokens."""
+AT_ONCE = 64
+"""Values that a histogram counts together."""
 
 
 class Distribution(Struct, frozen=True, kw_only=True):
@@ -68,22 +70,42 @@ class Distribution(Struct, frozen=True, kw_only=True):
 
 
 class Histogram:
-    """Counts values into buckets."""
+    """Counts values into buckets. They are kept as they come until there are enough of them that sorting them is cheaper than looking for
+    each one's bucket."""
 
-    __slots__ = ("_bounds", "_counts", "_total")
+    __slots__ = ("_bounds", "_counts", "_latest", "_total")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._total = 0.0
+        self._latest: list[float] = []
+        """Not yet counted; fewer than `AT_ONCE`."""
 
     def add(self, value: float) -> None:
         """Count one value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._total += value
+        latest = self._latest
+        latest.append(value)
+        if len(latest) == AT_ONCE:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Count what has come lately."""
+        latest, counts, below = self._latest, self._counts, 0
+        latest.sort()
+        for index, bound in enumerate(self._bounds):
+            upto = bisect_right(latest, bound, below)
+            counts[index] += upto - below
+            below = upto
+            if below == len(latest):
+                break
+        counts[-1] += len(latest) - below
+        self._total += sum(latest)
+        latest.clear()
 
     def snapshot(self) -> Distribution:
         """As it is now."""
+        self._settle()
         return Distribution(bounds=self._bounds, counts=tuple(self._counts), total=self._total)
 
 

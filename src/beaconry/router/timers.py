@@ -15,7 +15,7 @@ class Timers:
 
     def __init__(self, deadlines: Deadlines) -> None:
         self._first_byte: DeadlineQueue[int, Leg] = DeadlineQueue(deadlines.first_byte_s)
-        """Streams without first byte. (The first byte of a whole answer is its last: only the total deadline bounds it.)"""
+        """Legs without first byte, of streams. (The first byte of a whole answer is its last: only the total deadline bounds it.)"""
         self._progress: DeadlineQueue[int, Leg] = DeadlineQueue(deadlines.idle_s)
         """Legs with first byte."""
         self._total: DeadlineQueue[str, Exchange] = DeadlineQueue(deadlines.total_s)
@@ -47,8 +47,7 @@ class Timers:
 
     def over(self, leg: Leg) -> None:
         """A leg owes nothing any more."""
-        self._first_byte.discard(leg.id)
-        self._progress.discard(leg.id)
+        (self._first_byte if leg.first_byte_s is None else self._progress).discard(leg.id)
 
     def late_legs(self, now_s: float) -> list[Leg]:
         """Take those that should have begun or gone on by now."""

@@ -48,6 +48,22 @@ def test_the_retry_budget_covers_what_one_dead_engine_takes_along():
     assert [budget.try_retry(0.0, 3) for _ in range(4)] == [True, True, True, False]
 
 
+@given(st.lists(st.one_of(st.floats(0, 6), st.sampled_from([1.0, 2.0, 4.0])), max_size=300), st.integers(0, 300))
+def test_a_histogram_counts_each_value_in_the_first_bucket_that_holds_it(values: list[float], looked_at: int):
+    bounds = (1.0, 2.0, 4.0)
+    histogram = Histogram(bounds)
+    for index, value in enumerate(values):
+        histogram.add(value)
+        if index == looked_at:
+            assert histogram.snapshot().count == index + 1
+    naive = [0, 0, 0, 0]
+    for value in values:
+        naive[sum(value > bound for bound in bounds)] += 1
+    assert histogram.snapshot() == histogram.snapshot()
+    assert histogram.snapshot().counts == tuple(naive)
+    assert histogram.snapshot().total == pytest.approx(sum(values))
+
+
 def test_a_quantile_lies_in_the_bucket_of_its_value():
     histogram = Histogram((1.0, 2.0, 4.0))
     assert histogram.snapshot().quantile(0.5) is None
