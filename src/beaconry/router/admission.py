@@ -167,27 +167,34 @@ class Admission:
         """Those of `candidates`, which are `members`, where the request is to be placed: where it would run at once, and takes no room from
         higher bands; or where so much of its prompt is cached that it is worth the wait. If it would run at once nowhere, those that are
         open: a policy may prefer an engine where much waits already, because it disturbs nobody there. All, if none is."""
-        if not self._contested or now_s >= self._pressed_until_s or not self._flow.enabled:
+        if now_s >= self._pressed_until_s or not self._flow.enabled:
             return candidates
-        lane = self.queue.lane(members[0].endpoint.model)
-        if not lane.demand.contested:
-            return candidates
-        needed = [request.prompt_tokens - c.matched_tokens * bool(c.sharers) for c in candidates]
-        claim = lane.demand.claim(request.priority, now_s)
-        capacity = self._capacity
-        if claim is None:
-            roomy = {m.endpoint.name for m, need in zip(members, needed, strict=True) if capacity.fits(m, need, now_s)}
-            lane.demand.placed(found_room=bool(roomy))
-        else:
-            leaving = capacity.leaving(claim, members, needed, now_s)
-            ceiling = _BEHIND * self._ceiling(members[0].endpoint.model, request.priority)
-            roomy = {m.endpoint.name for m in members if m.endpoint.name in leaving and self.is_open(m, now_s, ceiling)}
+        roomy = self._running_at_once(request, members, candidates, now_s)
         if not roomy:
             roomy = {m.endpoint.name for m in members if self.is_open(m, now_s)}
         if not roomy:
             return candidates
         matched = max(c.matched_tokens for c in candidates if c.endpoint.name in roomy)
         return [c for c in candidates if c.endpoint.name in roomy or self._worth_waiting(c, c.matched_tokens - matched)]
+
+    def _running_at_once(
+        self, request: Request, members: list[Member], candidates: list[Candidate], now_s: float
+    ) -> set[str]:
+        """Endpoints where a request would run at once, and take no room from higher bands. None where there is one band: no
+        room is kept there."""
+        lane = self.queue.lane(members[0].endpoint.model)
+        if not lane.demand.contested:
+            return set()
+        needed = [request.prompt_tokens - c.matched_tokens * bool(c.sharers) for c in candidates]
+        claim = lane.demand.claim(request.priority, now_s)
+        capacity = self._capacity
+        if claim is None:
+            roomy = {m.endpoint.name for m, need in zip(members, needed, strict=True) if capacity.fits(m, need, now_s)}
+            lane.demand.placed(found_room=bool(roomy))
+            return roomy
+        leaving = capacity.leaving(claim, members, needed, now_s)
+        ceiling = _BEHIND * self._ceiling(members[0].endpoint.model, request.priority)
+        return {m.endpoint.name for m in members if m.endpoint.name in leaving and self.is_open(m, now_s, ceiling)}
 
     def late_s(self, exchange: Exchange, forecasts: Iterable[Forecast], now_s: float) -> float:
         """By how much a request that may be refused for it misses its objective at best; 0: it may be in time, or is served late.

@@ -412,6 +412,22 @@ def test_what_has_room_nowhere_is_not_sent_to_wait_behind_others_while_an_engine
     assert (prefilling.endpoint.name, large.endpoint.name) == ("a", "b")
 
 
+def test_what_has_waited_goes_to_the_engine_that_opened_whatever_the_policy_prefers():
+    bench = Bench("ab")
+    small = [start for i in range(6) for start in bench.arrive(str(i), prompt_tokens=100)]
+    for start in small:
+        bench.tell(LegStarted(start.leg))
+        if start.endpoint.name == "a":
+            bench.tell(LegFinished(start.leg, 200, Usage(prompt_tokens=100, completion_tokens=5)))
+    large = []
+    while effects := bench.arrive(f"large-{len(large)}"):
+        large += effects
+    last = large[-1]
+    assert last.endpoint.name == "b"
+    (start,) = bench.tell(LegStarted(last.leg))
+    assert start.endpoint.name == "b"
+
+
 def test_of_an_endpoint_that_is_gone_nothing_is_known_once_its_last_leg_has_ended():
     """Clusters name each engine anew: what stays of each is a leak."""
     bench = Bench("ab")
