@@ -84,9 +84,10 @@ class ExpectedCost:
             waiters = _REGRET + c.prefilling + c.decoding
             others_s = prediction.token_s * fresh * waiters + _BEHIND * prediction.wait_s
             decode_s = _DECODE * prediction.decode_s
+            ttft_s = prediction.ttft_s
             predictions.append(prediction)
-            rows.append((prediction.ttft_s, decode_s, others_s))
-            totals.append(prediction.ttft_s + decode_s + others_s)
+            rows.append((ttft_s, decode_s, others_s))
+            totals.append(ttft_s + decode_s + others_s)
         if self._extra:
             self._add_terms(request, candidates, predictions, rows, totals)
         winner = pick_least(totals, rng)

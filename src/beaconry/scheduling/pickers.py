@@ -32,7 +32,8 @@ class WeightedRandom:
 def pick_least(totals: Sequence[float], rng: Random) -> int:
     """The index of the least total, ties at random."""
     least = min(totals)
-    if totals.count(least) == 1:
-        return totals.index(least)
-    ties = [i for i, total in enumerate(totals) if total == least]
-    return ties[int(rng.random() * len(ties))]
+    winner, ties = totals.index(least), totals.count(least)
+    if ties > 1:
+        for _ in range(int(rng.random() * ties)):
+            winner = totals.index(least, winner + 1)
+    return winner
