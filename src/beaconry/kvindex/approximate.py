@@ -158,6 +158,8 @@ class ApproximateIndex:
         self._touch(shelf, path, confirmed=False)
         for run in path:
             if (pinned := run.holds.get(name)) is not None:
+                if not pinned.pins:
+                    shelf.pinned += pinned.known
                 pinned.pins += 1
         self._keep_within_limit()
         return placement
@@ -183,21 +185,30 @@ class ApproximateIndex:
         self._touch(shelf, self._path(placement.prefix), confirmed=True)
         self._keep_within_limit()
 
-    def abandoned(self, placement: Placement) -> None:
-        """The leg never ran: what only it would have put there is not there."""
+    def abandoned(self, placement: Placement, kept: int = 0) -> None:
+        """The leg did not get as far as its first token: what only it would have put there is not there, but for the first `kept` blocks,
+        which are believed to be and will come to be known by the next leg that uses them."""
         shelf = self._shelves.get(placement.endpoint)
         if shelf is None or shelf.life != placement.life:
             return
+        self._path(placement.prefix[:kept])  # so that a run ends there
         path = self._path(placement.prefix)
         self._unpin(shelf, path)
+        left = sum(len(run.hashes) for run in path)
         for run in reversed(path):
             hold = run.holds.get(shelf.name)
-            if hold is not None and not run.children and hold.resident < hold.known:
+            if hold is not None and left > kept and not run.children and hold.resident < hold.known:
                 self._cut(shelf, hold, hold.known - hold.resident)
             elif not run.holds:
                 self._remove(run)
             else:
                 break  # the rest is shared with other prompts, or computed
+            left -= len(run.hashes)
+
+    def pinned(self, name: str) -> int:
+        """Blocks of the prompts in flight at an endpoint, each counted once, however many of them share it."""
+        shelf = self._shelves.get(name)
+        return 0 if shelf is None else shelf.pinned
 
     def sized(self, name: str, blocks: float) -> None:
         """What the engine's metrics say of its capacity, in blocks of the request side: where learning begins.
@@ -306,6 +317,8 @@ class ApproximateIndex:
             hold = run.holds.get(shelf.name)
             if hold is not None and hold.pins:
                 hold.pins -= 1
+                if not hold.pins:
+                    shelf.pinned -= hold.known
 
     def _touch(self, shelf: Shelf, path: list[Run], *, confirmed: bool) -> None:
         """Make `path` the most recently used on `shelf`, its beginning last, and fade what is beyond the capacity."""
@@ -342,6 +355,8 @@ class ApproximateIndex:
         assert run is not None
         shelf.known -= blocks
         hold.known -= blocks
+        if hold.pins:
+            shelf.pinned -= blocks
         if hold.blocks > hold.known:
             shelf.blocks -= hold.blocks - hold.known
             hold.blocks = hold.known

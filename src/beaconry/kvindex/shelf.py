@@ -26,7 +26,8 @@ class Run:
 class Hold:
     """The first `known` blocks of `run` on one shelf: `blocks` of them live, `resident` of those known to have been computed.
 
-    `tick`: last use, sending included; `seen` <= `tick`: last use that the engine has confirmed.
+    `pins`: prompts in flight that go through the run. `tick`: last use, sending included; `seen` <= `tick`: last use that the engine
+    has confirmed.
     """
 
     __slots__ = ("blocks", "known", "newer", "older", "pins", "resident", "run", "seen", "tick")
@@ -47,10 +48,22 @@ class Shelf:
     """One endpoint's holds as a ring around `end`: `end.newer` is the oldest, `end.older` the last one used.
 
     `oldest_live`: the oldest hold with live blocks, or `end`; everything newer is wholly live, everything older not at all.
-    `blocks`, `known`: sums over the holds.
+    `blocks`, `known`: sums over the holds; `pinned`: the sum of `known` over those with pins.
     """
 
-    __slots__ = ("blocks", "capacity", "end", "known", "learnt", "life", "name", "oldest_live", "reported", "tick")
+    __slots__ = (
+        "blocks",
+        "capacity",
+        "end",
+        "known",
+        "learnt",
+        "life",
+        "name",
+        "oldest_live",
+        "pinned",
+        "reported",
+        "tick",
+    )
 
     def __init__(self, name: str, life: int) -> None:
         self.name = name
@@ -58,6 +71,7 @@ class Shelf:
         self.end = self.oldest_live = Hold(None)
         self.blocks = 0
         self.known = 0
+        self.pinned = 0
         self.capacity = float("inf")
         self.learnt = False  # a report has shown a limit
         self.reported = 0.0  # what the engine's metrics said last
@@ -84,6 +98,8 @@ class Shelf:
         hold.older.newer, hold.newer.older = hold.newer, hold.older
         self.blocks += size - hold.blocks
         self.known += size - hold.known
+        if hold.pins:
+            self.pinned += size - hold.known
         hold.blocks = hold.known = size
         hold.tick = self.tick
         self.link(hold, self.end.older)
@@ -110,9 +126,10 @@ class Shelf:
 
     def check(self) -> int:
         """Raise InternalError if an invariant does not hold; returns the number of holds."""
-        holds, blocks, known, hold, live = 0, 0, 0, self.end.newer, False
+        holds, blocks, known, pinned, hold, live = 0, 0, 0, 0, self.end.newer, False
         while (run := hold.run) is not None:
             holds, blocks, known = holds + 1, blocks + hold.blocks, known + hold.known
+            pinned += hold.known if hold.pins else 0
             require(run.holds.get(self.name) is hold, "a hold is on a shelf but not on its run")
             require(0 < hold.known <= len(run.hashes), "a hold's length is wrong")
             require(0 <= hold.resident <= hold.blocks <= hold.known, "a hold's parts are wrong")
@@ -125,7 +142,7 @@ class Shelf:
                 require(above is not None and above.known == len(run.parent.hashes), "an ancestor is missing")
                 require(above is not None and above.tick >= hold.tick, "an ancestor was used before its child")
             hold = hold.newer
-        require((blocks, known) == (self.blocks, self.known), "a shelf's blocks do not add up")
+        require((blocks, known, pinned) == (self.blocks, self.known, self.pinned), "a shelf's blocks do not add up")
         return holds
 
 
