@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import Struct
 
 from beaconry.flowcontrol.ticket import work
-from beaconry.router.effects import Answer, Effect, StartLeg
+from beaconry.router.effects import CancelLeg, Effect, Ended, StartLeg
 from beaconry.router.facts import Fact, LegFinished, RequestArrived
 from beaconry.router.router import Router
 
@@ -47,7 +47,7 @@ class _Interval(Struct):
 
 
 class Backlog:
-    """Follows what waits in one band. Facts come in the order in which they happened; a request waits once at most.
+    """Follows what waits in one band. Facts come in the order in which they happened.
 
     Invariant: an interval is open (`_open`) exactly while each of the tenants has something waiting.
     """
@@ -58,6 +58,8 @@ class Backlog:
         self._waiting: dict[str, set[str]] = {tenant: set() for tenant in tenants}
         self._work: dict[str, float] = {}
         """Of requests that have ended."""
+        self._of: dict[str, _Interval] = {}
+        """Where a request was dispatched last."""
         self._open: _Interval | None = None
         self._intervals: list[_Interval] = []
 
@@ -71,7 +73,15 @@ class Backlog:
         """It goes to an engine: out of the queue, if it was there."""
         if self._open is not None and self._since_s <= now_s < self._until_s:
             self._open.dispatched.append((tenant, request))
+            self._of[request] = self._open
         self.left(tenant, request, now_s)
+
+    def returned(self, tenant: str, request: str, now_s: float) -> None:
+        """It was taken back from its engine and waits again: what was dispatched is nothing."""
+        interval = self._of.pop(request, None)
+        if interval is not None:
+            interval.dispatched.remove((tenant, request))
+        self.waits(tenant, request, now_s)
 
     def left(self, tenant: str, request: str, now_s: float) -> None:
         """It does not wait any longer, if it did."""
@@ -151,7 +161,9 @@ class Watched(Router):
                 case StartLeg(request_id=name, leg=leg) if name in tenants:
                     self._of[leg] = name
                     backlog.dispatched(tenants[name], name, now_s)
-                case Answer(request_id=name) if name in tenants:
+                case CancelLeg(request_id=name) if name in tenants:
+                    backlog.returned(tenants[name], name, now_s)
+                case Ended(request_id=name) if name in tenants:
                     backlog.left(tenants[name], name, now_s)
                 case _:
                     pass

@@ -48,6 +48,10 @@ class Flow(Section, frozen=True):
     """Waiting for dispatch: after that interactive clients are gone; then 429."""
     hold_s: Annotated[float, Meta(ge=0)] = 0.0
     """Waiting while no engine serves the model, as when it is scaled to zero; then 503. 0 answers at once."""
+    recall: bool = True
+    """What a lower band has waiting for prefill in an engine gives way to a request of a higher band that is sent there: it is taken back
+    to the head of the queue. Its client notices nothing but the wait, and blocks that were computed stay in the engine's cache. For
+    engines that do not end a request whose connection closes, turn it off."""
     evict_sheddable: bool = False
     """Running requests of negative priority are ended for higher ones that have waited for `engineWaitS`, one for one: what they have
     computed is lost, so it is for traffic that comes again by itself."""

@@ -33,8 +33,8 @@ class Band:
         """Higher goes first."""
         return self.config.priority
 
-    def push(self, ticket: Ticket) -> None:
-        """Let one wait."""
+    def push(self, ticket: Ticket, *, again: bool = False) -> None:
+        """Let one wait; `again`: it has come before all others of its flow that do."""
         key = self._fairness.key(ticket.request)
         flow = self.flows.get(key)
         fresh = flow is None
@@ -45,7 +45,7 @@ class Band:
         ticket.flow = flow
         ticket.waiting = True
         flow.order.push(self._order(ticket), ticket)
-        flow.newest.append(ticket)
+        flow.newest.insert(0 if again else len(flow.newest), ticket)
         self._count(flow, ticket, 1)
         if fresh:
             self._fairness.enter(flow)
@@ -57,10 +57,11 @@ class Band:
         return ticket
 
     def serve(self, ticket: Ticket, now_s: float) -> None:
-        """One is dispatched."""
+        """One is dispatched. What was charged when it was first need not be paid again."""
         flow = ticket.flow
         assert flow is not None
-        self._fairness.serve(flow, ticket, now_s)
+        if not ticket.charged:
+            self._fairness.serve(flow, ticket, now_s)
         self.remove(ticket)
         self.expect(ticket, ticket.tokens, now_s)
 

@@ -2,6 +2,7 @@
 
     arrival  `offer` finds a place for a request, or says who has to go instead: itself, or some of a lower band or a longer flow
     turn     `next` names the request to be dispatched; `dispatch` takes it out, and `settle` says later what it really took
+    return   `put_back` lets one wait again that was dispatched, before all others of its flow
     ends     `remove` when its client leaves, `expired` when its time is up
 
 A lane for all that waits for the same engines, mostly one per model; all bounds hold at any time; every operation takes O(log n) steps at
@@ -16,7 +17,7 @@ from beaconry.config.flow import BandConfig, Flow
 from beaconry.flowcontrol.band import NEVER, Band
 from beaconry.flowcontrol.lane import OTHER, Lane
 from beaconry.flowcontrol.room import Room
-from beaconry.flowcontrol.ticket import Ticket, TicketHeap, work
+from beaconry.flowcontrol.ticket import Ticket, TicketHeap, Why, work
 from beaconry.values.errors import InternalError
 from beaconry.values.request import Request
 
@@ -54,6 +55,8 @@ class FlowControl:
         served."""
         self._by_expiry = TicketHeap()
         self._numbers = 0
+        """Tickets given out: each has a number of its own, in order of arrival. Those put back have negative ones, the later the lower."""
+        self._returned = 0
         self._room = Room(config)
 
     @property
@@ -86,6 +89,28 @@ class FlowControl:
         self._by_expiry.push(ticket.expires_s, ticket)
         self._room.add(ticket.request)
         return victims
+
+    def has_room(self, ticket: Ticket) -> bool:
+        """No bound keeps it from waiting."""
+        return not (self._room.lacks(ticket.request) or ticket.band.room.lacks(ticket.request))
+
+    def put_back(self, ticket: Ticket, spent: Ticket | None, sent_s: float, now_s: float) -> None:
+        """Let a request wait again that was dispatched at `sent_s` and has come back, as if it had waited all the time but for when it was
+        away; for as long as may wait in an engine at least, so that it is not sent in vain. There is room for it (`has_room`).
+
+        `ticket` is a fresh one; `spent` the one with which it was dispatched, None if it had not been queued.
+        """
+        self._returned += 1
+        ticket.number = -self._returned
+        ticket.why = Why.RECALLED
+        if spent is not None:
+            ticket.queued_s = now_s - spent.queued_s
+            ticket.expires_s = spent.expires_s
+            ticket.charged, ticket.served_s = spent.charged, spent.served_s
+        ticket.expires_s = max(ticket.expires_s + now_s - sent_s, now_s + self.config.engine_wait_s)
+        ticket.band.push(ticket, again=True)
+        self._by_expiry.push(ticket.expires_s, ticket)
+        self._room.add(ticket.request)
 
     def _make_room(self, ticket: Ticket) -> list[Ticket] | None:
         """Let go of the newest in lower bands, lowest first, or of one in its own with more waiting. None: there is no room for it."""

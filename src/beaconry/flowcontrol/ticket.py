@@ -31,6 +31,8 @@ class Why(StrEnum):
     """There is room, but not for its band."""
     TURN = "turn"
     """Others go first."""
+    RECALLED = "recalled"
+    """It had been sent, and has given way to a higher band."""
     ENDPOINT = "endpoint"
     """No engine serves the model."""
 

@@ -106,6 +106,11 @@ def _process(router: RouterStatistics, server: ServerStatistics) -> Iterator[Met
     yield CounterMetricFamily(
         "beaconry_retries_total", "Requests sent to another endpoint after a failure.", router.retries
     )
+    yield CounterMetricFamily(
+        "beaconry_flow_recalled_total",
+        "Requests taken back from an engine to the queue, to make way for a higher band.",
+        router.recalls,
+    )
     plugins = CounterMetricFamily(
         "beaconry_plugin_failures_total",
         "Times a plugin raised, and was passed over for that request.",

@@ -23,10 +23,12 @@ from beaconry.flowcontrol.control import FlowControl
 from beaconry.flowcontrol.demand import Claim, Demand
 from beaconry.flowcontrol.pace import Pace
 from beaconry.flowcontrol.ticket import Ticket, Why
+from beaconry.kvindex.approximate import ApproximateIndex
 from beaconry.latency.rates import RateBook
 from beaconry.router.capacity import Capacity
 from beaconry.router.exchange import Exchange, Leg
 from beaconry.router.member import Member
+from beaconry.router.reserve import Reserve
 from beaconry.router.statistics import WAIT_BOUNDS_S, BandFigures, FlowStatistics, Histogram
 from beaconry.scheduling.objectives import hopeless_s
 from beaconry.values.candidate import Candidate, Forecast, Prediction
@@ -34,7 +36,7 @@ from beaconry.values.endpoint import LoadSample, Role
 from beaconry.values.errors import InternalError
 from beaconry.values.outcome import Outcome
 from beaconry.values.request import Request, Usage
-from beaconry.values.stage import Stage
+from beaconry.values.stage import DECODE, PREFILL, WHOLE, Stage
 
 WHY_DROPPED = {
     Outcome.NO_ENDPOINT: "no engine can serve this model at present",
@@ -52,10 +54,16 @@ _BEHIND = 0.2
 """Share of what lower bands may else have waiting for prefill in an engine, while higher bands send: one begun prefill cannot be overtaken
 there, two are one too many. Measured with long prompts: the higher band's 99th percentile a fifth lower, 1 % less done, with engines 10 ms
 away neither more."""
-_COPY = 4.0
-"""What computing anew what another engine has cached counts for: its time, and three times that for what the copy displaces; the default
-policy's price. Measured: 4 to 12 are alike, with 1 a fleet whose caches are tight copies too much at full load."""
-_UNSERVED = frozenset({Outcome.OBJECTIVE_MISSED, Outcome.NO_ENDPOINT, Outcome.ENGINE_REFUSED, Outcome.ENGINE_FAILED})
+_UNSERVED = frozenset(
+    {
+        Outcome.OBJECTIVE_MISSED,
+        Outcome.NO_ENDPOINT,
+        Outcome.ENGINE_REFUSED,
+        Outcome.ENGINE_FAILED,
+        Outcome.QUEUE_EXPIRED,
+        Outcome.DISPLACED,
+    }
+)
 
 
 class Line(Struct, frozen=True):
@@ -78,13 +86,16 @@ class _Way(Struct, frozen=True):
 class Admission:
     """The queue in front of all endpoints."""
 
-    def __init__(self, flow: Flow, rates: RateBook) -> None:
+    def __init__(self, flow: Flow, rates: RateBook, index: ApproximateIndex) -> None:
         self.queue = FlowControl(flow)
         self._flow = flow
         self._rates = rates
-        self._capacity = Capacity(rates)
+        self._capacity = Capacity(rates, index)
+        self._reserve = Reserve(rates, self._capacity)
         self._contested = False
         """Some model has requests of more than one band: only then room is kept for any."""
+        self._lowest: float = inf
+        """The lowest priority seen."""
         self._pressed_until_s = -inf
         """Until then it is looked for room; later there is enough for everybody."""
         self._maybe_open: set[str] = set()
@@ -114,11 +125,7 @@ class Admission:
         `prefill`: those of which it needs one as well; none if it is to run in one leg.
         """
         variant = members[0].endpoint.variant if members else "default"
-        output = self._rates.rates(variant).output_tokens
-        if request.output_tokens is not None:
-            output = min(output, request.output_tokens)
-        lane = lane_of(request, split=bool(prefill))
-        ticket = self.queue.ticket(lane, request, output * request.sequences, now_s)
+        ticket = self._ticket(request, variant, now_s, split=bool(prefill))
         if not members:
             ticket.expires_s = request.arrived_s + self._flow.hold_s
             ticket.why = Why.ENDPOINT
@@ -144,16 +151,19 @@ class Admission:
             demand.note(priority, request.prompt_tokens, now_s)
             contested = demand.contested
             self._contested = self._contested or contested
+            self._lowest = min(self._lowest, priority)
         if queue.waiting or queue.keeps_accounts or (prefill and not self._any_open(prefill, now_s, way.ceiling)):
             return False
+        claim = demand.claim(priority, now_s)
         roomy: set[str] | None = None
-        if contested and not self._is_ample(members, demand.claim(priority, now_s), request, now_s):
-            roomy = self._roomy(request, members, now_s)
+        if contested and not self._is_ample(members, claim, request, now_s) and claim is not None:
+            roomy = self._reserve.roomy(claim, request, members, now_s)
+        urgency = self.urgency(request) if claim is None else None
         ceiling = way.ceiling if roomy is None else _BEHIND * way.ceiling
         for member in members:
             if (
                 (member.ready or member.admits(now_s))
-                and (not member.prefilling or self.is_open(member, now_s, ceiling))
+                and (not member.prefilling or self.is_open(member, now_s, ceiling, urgency))
                 and (roomy is None or member.endpoint.name in roomy)
             ):
                 way.pace.note(now_s)
@@ -164,37 +174,66 @@ class Admission:
     def choice(
         self, request: Request, members: list[Member], candidates: list[Candidate], now_s: float
     ) -> list[Candidate]:
-        """Those of `candidates`, which are `members`, where the request is to be placed: where it would run at once, and takes no room from
-        higher bands; or where so much of its prompt is cached that it is worth the wait. If it would run at once nowhere, those that are
-        open: a policy may prefer an engine where much waits already, because it disturbs nobody there. All, if none is."""
+        """Those of `candidates`, which are `members`, where the request is to be placed. One for which room is kept: where its first token
+        comes soonest. Any other: where it would run at once, and takes no room from higher bands; or where so much of its prompt is
+        cached that it is worth the wait. If it would run at once nowhere, those that are open: a policy may prefer an engine where much
+        waits already, because it disturbs nobody there. All, if none is."""
         if now_s >= self._pressed_until_s or not self._flow.enabled:
             return candidates
-        roomy = self._running_at_once(request, members, candidates, now_s)
+        demand, reserve = self.queue.lane(members[0].endpoint.model).demand, self._reserve
+        claim = demand.claim(request.priority, now_s)
+        if claim is None and demand.contested:
+            return self._soonest(request, members, candidates, now_s)
+        roomy: set[str] = set()  # where there is one band no room is kept
+        if claim is not None:
+            leaving = reserve.leaving(claim, members, candidates, request.prompt_tokens, now_s)
+            ceiling = _BEHIND * self._ceiling(members[0].endpoint.model, request.priority)
+            roomy = {m.endpoint.name for m in members if m.endpoint.name in leaving and self.is_open(m, now_s, ceiling)}
         if not roomy:
             roomy = {m.endpoint.name for m in members if self.is_open(m, now_s)}
         if not roomy:
             return candidates
         matched = max(c.matched_tokens for c in candidates if c.endpoint.name in roomy)
-        return [c for c in candidates if c.endpoint.name in roomy or self._worth_waiting(c, c.matched_tokens - matched)]
+        return [
+            c for c in candidates if c.endpoint.name in roomy or reserve.worth_waiting(c, c.matched_tokens - matched)
+        ]
 
-    def _running_at_once(
+    def urgency(self, request: Request) -> int | None:
+        """Its priority, if what lower bands have waiting for prefill in engines gives way to it; None where nothing does."""
+        priority = request.priority
+        return priority if self._contested and priority > self._lowest and self._flow.recall else None
+
+    def is_in_the_way(self, request: Request, urgency: int, member: Member, now_s: float) -> bool:
+        """What gives way there would keep the request waiting for more than a step, or may take the room that it needs."""
+        if not member.prefilling:
+            return False
+        ahead = member.ahead(urgency, now_s)
+        if not ahead.freed_requests:
+            return False
+        tokens = member.prefill_tokens - ahead.prefill_tokens
+        wait_s = max(tokens * self.token_s(member), member.oldest_wait_s(now_s))
+        return wait_s > self.step_s(member) or not self._capacity.ample(member, None, request.prompt_tokens)
+
+    def put_back(self, leg: Leg, now_s: float) -> bool:
+        """Let the request of a leg that may return wait again. False, and nothing changed, if the queue has no room for it."""
+        exchange = leg.exchange
+        ticket = self._ticket(exchange.request, leg.member.endpoint.variant, now_s, split=leg.stage is PREFILL)
+        if not self.queue.has_room(ticket):
+            return False
+        self.queue.put_back(ticket, exchange.ticket, leg.dispatched_s, now_s)
+        exchange.ticket = ticket
+        return True
+
+    def _soonest(
         self, request: Request, members: list[Member], candidates: list[Candidate], now_s: float
-    ) -> set[str]:
-        """Endpoints where a request would run at once, and take no room from higher bands. None where there is one band: no
-        room is kept there."""
-        lane = self.queue.lane(members[0].endpoint.model)
-        if not lane.demand.contested:
-            return set()
-        needed = [request.prompt_tokens - c.matched_tokens * bool(c.sharers) for c in candidates]
-        claim = lane.demand.claim(request.priority, now_s)
-        capacity = self._capacity
-        if claim is None:
-            roomy = {m.endpoint.name for m, need in zip(members, needed, strict=True) if capacity.fits(m, need, now_s)}
-            lane.demand.placed(found_room=bool(roomy))
-            return roomy
-        leaving = capacity.leaving(claim, members, needed, now_s)
-        ceiling = _BEHIND * self._ceiling(members[0].endpoint.model, request.priority)
-        return {m.endpoint.name for m in members if m.endpoint.name in leaving and self.is_open(m, now_s, ceiling)}
+    ) -> list[Candidate]:
+        """Of the open endpoints, if there are any, those where a request for which room is kept begins soonest."""
+        urgency = self.urgency(request)
+        pairs = list(zip(members, candidates, strict=True))
+        pairs = [(m, c) for m, c in pairs if self.is_open(m, now_s, urgency=urgency)] or pairs
+        chosen, found_room = self._reserve.soonest(request, urgency, pairs, now_s)
+        self.queue.lane(members[0].endpoint.model).demand.placed(found_room=found_room)
+        return chosen
 
     def late_s(self, exchange: Exchange, forecasts: Iterable[Forecast], now_s: float) -> float:
         """By how much a request that may be refused for it misses its objective at best; 0: it may be in time, or is served late.
@@ -215,7 +254,7 @@ class Admission:
 
     def first(self, lines: Iterable[Line], now_s: float) -> Ticket | None:
         """Whose turn it is of those that wait for the same engines: of the highest band, who came first among those whose turn it is."""
-        if not self._maybe_open:
+        if not self._maybe_open and not self._contested:
             return None
         turns = [turn for line in lines for turn in self._turns(line, now_s) if turn is not None]
         return min(turns, key=lambda ticket: (-ticket.band.priority, ticket.number)) if turns else None
@@ -278,11 +317,11 @@ class Admission:
     def dispatched(self, leg: Leg, prediction: Prediction | None) -> None:
         """A leg was sent. Of a whole answer the first byte is the last: it counts as prefilled once the predicted time has passed."""
         request, ticket = leg.request, leg.exchange.ticket
-        if ticket is not None and leg.stage is not Stage.DECODE:
+        if ticket is not None and leg.stage is not DECODE:
             self.queue.placed(ticket, leg.prompt_tokens - leg.uncached_tokens, leg.dispatched_s)
         if self._contested:
             self._capacity.dispatched(leg)
-            if leg.stage is not Stage.PREFILL:  # the leg that answers takes the place, once per request
+            if leg.stage is not PREFILL:  # the leg that answers takes the place, once per request
                 self.queue.lane(leg.member.endpoint.model).demand.sent(leg.dispatched_s)
         if not request.stream:
             if prediction is None:
@@ -314,16 +353,20 @@ class Admission:
             self.reopen(heappop(ejected)[2])
         self.silent_due_s = min(silent[0][0] if silent else inf, ejected[0][0] if ejected else inf)
 
-    def is_open(self, member: Member, now_s: float, ceiling: float = 1.0) -> bool:
-        """The endpoint can use one more request, of a band with this ceiling."""
-        if not self._flow.enabled:
-            return True
-        if not member.prefilling:
+    def is_open(self, member: Member, now_s: float, ceiling: float = 1.0, urgency: int | None = None) -> bool:
+        """The endpoint can use one more request, of a band with this ceiling and `urgency`."""
+        if not self._flow.enabled or not member.prefilling:
             return True
         limit_s = ceiling * self._flow.engine_wait_s
-        if now_s - member.oldest_s >= limit_s:
-            return False
-        return self._rates.wait_s(member.endpoint, member.in_flight + 1, member.prefill_tokens) < limit_s
+        if urgency is None:
+            if now_s - member.oldest_s >= limit_s:
+                return False
+            return self._rates.wait_s(member.endpoint, member.in_flight + 1, member.prefill_tokens) < limit_s
+        ahead = member.ahead(urgency, now_s)
+        if not ahead.prefilling:
+            return True
+        running = len(member.decoding) + ahead.prefilling + 1
+        return max(self._rates.wait_s(member.endpoint, running, ahead.prefill_tokens), ahead.oldest_wait_s) < limit_s
 
     def is_short(self, member: Member, now_s: float) -> bool:
         """What waits there waits for a place, or for memory."""
@@ -338,12 +381,12 @@ class Admission:
         for member in members:
             if member.last_resort:
                 share = self.wait_s(member, now_s) / self._flow.engine_wait_s if member.prefilling else 0.0
-                stage = Stage.PREFILL if member.endpoint.role is Role.PREFILL else Stage.WHOLE
+                stage = PREFILL if member.endpoint.role is Role.PREFILL else WHOLE
                 full.setdefault((member.endpoint.model, stage), []).append(min(share, 1.0))
         bands = tuple(
             BandFigures(
                 model=queue.lane.removesuffix(SPLIT),
-                stage=Stage.PREFILL if queue.lane.endswith(SPLIT) else Stage.WHOLE,
+                stage=PREFILL if queue.lane.endswith(SPLIT) else WHOLE,
                 band=queue.band,
                 queued_requests=queue.requests,
                 queued_tokens=queue.tokens,
@@ -364,6 +407,12 @@ class Admission:
         if self.queue.waiting != waiting:
             raise InternalError(f"{self.queue.waiting} requests are queued, {waiting} wait")
 
+    def _ticket(self, request: Request, variant: str, now_s: float, *, split: bool) -> Ticket:
+        output = self._rates.rates(variant).output_tokens
+        if request.output_tokens is not None:
+            output = min(output, request.output_tokens)
+        return self.queue.ticket(lane_of(request, split=split), request, output * request.sequences, now_s)
+
     def _waits_of(self, lane: str, band: Band) -> Histogram:
         histogram = self._waits.get((lane, band.config.name))
         if histogram is None:
@@ -383,6 +432,10 @@ class Admission:
         wait_s = self._rates.wait_s(member.endpoint, member.in_flight + 1, member.prefill_tokens)
         return max(wait_s, member.oldest_wait_s(now_s))
 
+    def token_s(self, member: Member) -> float:
+        """Engine time that one prompt token to compute takes there."""
+        return self._rates.prefill_s(member.endpoint, 1)
+
     def step_s(self, member: Member) -> float:
         """What a prompt of no length would take there."""
         return self._rates.rates(member.endpoint.variant).base_s
@@ -401,21 +454,11 @@ class Admission:
     def _ceiling(self, model: str, priority: int) -> float:
         return (self._ways.get((model, priority)) or self._way(model, priority)).ceiling
 
-    def _worth_waiting(self, candidate: Candidate, tokens: int) -> bool:
-        """Computing so many more tokens elsewhere takes longer than it takes until a request ends there."""
-        endpoint, rates = candidate.endpoint, self._rates
-        return tokens > 0 and _COPY * rates.prefill_s(endpoint, tokens) > rates.next_end_s(endpoint, candidate.decoding)
-
-    def _roomy(self, request: Request, members: Sequence[Member], now_s: float) -> set[str] | None:
-        """Endpoints that can take the request and leave room for what higher bands are about to send; None: there is no such band."""
+    def _claim(self, request: Request, members: Sequence[Member], now_s: float) -> Claim | None:
+        """What higher bands are about to send, and the request has to leave room for; None: there is no such band."""
         if not members or not self._flow.enabled:
             return None
-        lane = self.queue.lane(members[0].endpoint.model)
-        claim = lane.demand.claim(request.priority, now_s)
-        if claim is None:
-            return None
-        needed = [self._capacity.needs(member, request.prompt_tokens) for member in members]
-        return self._capacity.leaving(claim, members, needed, now_s)
+        return self.queue.lane(members[0].endpoint.model).demand.claim(request.priority, now_s)
 
     def _admits(
         self, band: Band, request: Request, members: list[Member], now_s: float, prefill: Sequence[Member] = ()
@@ -425,16 +468,22 @@ class Admission:
         if prefill and not self._any_open(prefill, now_s, band.config.ceiling):
             return False
         maybe_open = self._maybe_open
+        claim = self._claim(request, members, now_s)
+        urgency = self.urgency(request) if claim is None else None
+        if urgency is None and not maybe_open:
+            return False
         last_resort = False
-        roomy = self._roomy(request, members, now_s)
+        roomy = None if claim is None else self._reserve.roomy(claim, request, members, now_s)
         ceiling = band.config.ceiling * (1.0 if roomy is None else _BEHIND)
         for member in members:
             name = member.endpoint.name
-            if name not in maybe_open:
-                continue
-            if not self.is_open(member, now_s):
-                maybe_open.discard(name)
-            elif (roomy is None or name in roomy) and self.is_open(member, now_s, ceiling):
+            if urgency is None:  # else what is closed may open by what gives way
+                if name not in maybe_open:
+                    continue
+                if not self.is_open(member, now_s):
+                    maybe_open.discard(name)
+                    continue
+            if (roomy is None or name in roomy) and self.is_open(member, now_s, ceiling, urgency):
                 if member.admits(now_s):
                     return True
                 last_resort = True

@@ -1,18 +1,19 @@
 """How much an engine still has room for: places in its batch, and KV memory.
 
-Places are learnt (`latency/places.py`). Memory is what the engine says of its size, less what our own legs hold: the prompts that take room
-of their own, and what has been generated since their first byte. Scraped usage corrects that: below it where several requests share blocks
-that we counted for each, above it where others than we use the engine. What is unknown does not bind: room is endless.
+Places are learnt (`latency/places.py`). Memory is what the engine says of its size, less what our own legs hold: their prompts, each block
+of which the prefix index counts once, and what has been generated since their first byte. Scraped usage corrects that: how fast they
+generate, and what others than we have there. What is unknown does not bind: room is endless.
 """
 
 from collections.abc import Sequence
 from math import inf
 
 from beaconry.flowcontrol.demand import Claim
+from beaconry.kvindex.approximate import ApproximateIndex
 from beaconry.latency.places import Places
 from beaconry.latency.rates import RateBook
 from beaconry.router.exchange import Leg
-from beaconry.router.member import Member
+from beaconry.router.member import Ahead, Member
 from beaconry.values.endpoint import LoadSample, Role
 from beaconry.values.stage import Stage
 
@@ -24,6 +25,8 @@ _FULL = 0.9
 """Share of the memory from which on a request may be waiting for blocks and not for a place."""
 _LEAST = 0.02
 """Share of the memory below which a comparison says nothing."""
+_SLOWEST = 0.2
+"""Share of their own pace to which prefills slow down those that decode, at most."""
 _MOST = 0.125
 """Share of all room that may be kept free for higher bands."""
 _ENOUGH = 1e6
@@ -35,26 +38,27 @@ _FRESH_S = 10.0
 class _Seen:
     """What scrapes have told of one engine."""
 
-    __slots__ = ("at_s", "capacity", "fresh", "places", "share", "stranger_tokens", "strangers")
+    __slots__ = ("at_s", "capacity", "fresh", "pace", "places", "stranger_tokens", "strangers")
 
     def __init__(self) -> None:
         self.places = Places()
         self.capacity = inf
         """KV tokens."""
-        self.share = 1.0
-        """Tokens really held, of those that we count."""
+        self.pace = 1.0
+        """Tokens really generated, of those to be expected since the first bytes: prefills beside them slow it down."""
         self.fresh = 1.0
         """Prompt tokens that take room of their own, of all that are sent there."""
         self.strangers = 0.0
         """Requests there that are not ours."""
         self.stranger_tokens = 0.0
+        """Tokens held there beyond what we count."""
         self.at_s = -inf
 
 
 class _Room:
     """What one endpoint has left."""
 
-    __slots__ = ("limit", "memory", "name", "places", "share", "takes", "tokens", "trial")
+    __slots__ = ("fresh", "limit", "memory", "name", "places", "takes", "tokens", "trial")
 
     name: str
     limit: float
@@ -62,7 +66,7 @@ class _Room:
     trial: float
     """Places beyond, for lower bands to find out whether there are more."""
     tokens: float
-    share: float
+    fresh: float
     """Of a prompt that takes room of its own."""
     memory: float
     """KV tokens in all."""
@@ -72,14 +76,15 @@ class _Room:
     def after(self, need: float, claim: Claim) -> float:
         """What it takes once a request is there that needs so many tokens; 0 for none."""
         places = self.places - (need > 0)
-        return max(min(places, (self.tokens - need) / max(self.share * claim.tokens, 1.0), _ENOUGH), 0.0)
+        return max(min(places, (self.tokens - need) / max(self.fresh * claim.tokens, 1.0), _ENOUGH), 0.0)
 
 
 class Capacity:
     """Of all endpoints."""
 
-    def __init__(self, rates: RateBook) -> None:
+    def __init__(self, rates: RateBook, index: ApproximateIndex) -> None:
         self._rates = rates
+        self._index = index
         self._seen: dict[str, _Seen] = {}
         self._least = inf
         """No endpoint is believed to have fewer places: what runs in smaller numbers proves nothing new."""
@@ -95,22 +100,40 @@ class Capacity:
             return inf
         strangers = max(seen.stranger_tokens, 0.0) if now_s - seen.at_s < _FRESH_S else 0.0
         growth = self._rates.output_tokens(member.endpoint.variant) if member.decoding else 0.0
-        return seen.capacity - seen.share * self._held(member, now_s) - strangers - growth
+        return seen.capacity - self._held(member, now_s) - strangers - growth
 
     def needs(self, member: Member, prompt_tokens: float) -> float:
         """KV tokens that a prompt takes there, by what others have shared."""
-        seen = self._of(member)
-        return seen.share * seen.fresh * prompt_tokens
+        return self._of(member).fresh * prompt_tokens
 
     def dispatched(self, leg: Leg) -> None:
         """A leg was sent."""
         seen = self._of(leg.member)
         if leg.prompt_tokens:
-            seen.fresh += _FRESH_GAIN * (leg.held_tokens / leg.prompt_tokens - seen.fresh)
+            seen.fresh += _FRESH_GAIN * (leg.fresh_tokens / leg.prompt_tokens - seen.fresh)
 
     def fits(self, member: Member, needed: float, now_s: float) -> bool:
         """It would run one more request that takes so many tokens at once."""
         return self.places_left(member, now_s) >= 1 and self.tokens_left(member, now_s) >= needed
+
+    def room_s(self, member: Member, ahead: Ahead | None, needed: float, now_s: float) -> float:
+        """How long it takes until it runs one more that takes so many tokens: until enough of those that decode there, or are in prefill if
+        none does yet, have ended, each of which leaves a place and its share of what they hold. `ahead`: what stays in prefill; None:
+        everything."""
+        places, tokens = self.places_left(member, now_s), self.tokens_left(member, now_s)
+        if ahead is not None:
+            places, tokens = places + ahead.freed_requests, tokens + ahead.freed_tokens
+        if places >= 1 and tokens >= needed:
+            return 0.0
+        running, held = len(member.decoding), self._held(member, now_s)
+        if running:
+            held -= sum(leg.fresh_tokens for leg in member.prefilling.values())
+        else:
+            running = len(member.prefilling) if ahead is None else ahead.prefilling
+            if not running:
+                return 0.0
+        ends = max(1 - places, (needed - tokens) * running / max(held, 1.0))
+        return ends * self._rates.next_end_s(member.endpoint, running)
 
     def leaving(self, claim: Claim, members: Sequence[Member], needed: Sequence[float], now_s: float) -> set[str]:
         """Those of `members` that would run one more request at once, and still leave room for the claim somewhere.
@@ -124,18 +147,18 @@ class Capacity:
         rooms = [self._room(member, claim, now_s) for member in members]
         memory = sum(room.memory for room in rooms)
         places = sum(room.limit for room in rooms)
-        usual = max(rooms[0].share * claim.tokens, 1.0)
+        usual = max(rooms[0].fresh * claim.tokens, 1.0)
         requests = min(claim.requests, max(_MOST * min(places, memory / usual), 1.0))
         large = min(claim.large_tokens, _MOST * memory)
         total = sum(room.takes for room in rooms)
-        holders = sum(room.places >= 1 and room.tokens >= room.share * large for room in rooms)
+        holders = sum(room.places >= 1 and room.tokens >= room.fresh * large for room in rooms)
         names = set()
         for room, need in zip(rooms, needed, strict=True):
             if room.places + room.trial < 1 or room.tokens < need:
                 continue
             after = room.after(need, claim)
-            holds = room.tokens >= room.share * large
-            still = room.places >= 2 and room.tokens - need >= room.share * large
+            holds = room.tokens >= room.fresh * large
+            still = room.places >= 2 and room.tokens - need >= room.fresh * large
             if total - room.takes + after >= requests and holders - holds + still >= 1:
                 names.add(room.name)
         return names
@@ -148,7 +171,7 @@ class Capacity:
         room.trial = seen.places.allowed(now_s) - room.limit if room.limit < inf else 0.0
         room.places = self.places_left(member, now_s)
         room.tokens = self.tokens_left(member, now_s)
-        room.share = seen.share * seen.fresh
+        room.fresh = seen.fresh
         room.memory = seen.capacity
         room.takes = room.after(0.0, claim) if room.places >= 1 else 0.0
         return room
@@ -156,7 +179,7 @@ class Capacity:
     def memory_short(self, member: Member, prompt_tokens: int, now_s: float) -> bool:
         """One with such a prompt may have been waiting for blocks, until somebody else's became free."""
         seen = self._of(member)
-        used = seen.share * self._held(member, now_s) + max(seen.stranger_tokens, 0.0)
+        used = self._held(member, now_s) + max(seen.stranger_tokens, 0.0)
         return used > min(_FULL * seen.capacity, seen.capacity - 3 * prompt_tokens)
 
     def ample(self, member: Member, claim: Claim | None, prompt_tokens: int) -> bool:
@@ -209,7 +232,7 @@ class Capacity:
         if sample.kv_blocks and sample.block_tokens:
             seen.capacity = float(sample.kv_blocks * sample.block_tokens)
             if sample.kv_usage is not None and not sample.waiting:
-                self._compare(seen, sample.kv_usage * seen.capacity, self._held(member, now_s))
+                self._compare(seen, sample.kv_usage * seen.capacity, member, now_s)
         if sample.running is None or member.endpoint.role is Role.PREFILL:
             return  # what waits there waits for tokens, not for places
         there = sample.running + (sample.waiting or 0)
@@ -239,18 +262,26 @@ class Capacity:
             seen = self._seen[member.endpoint.name] = _Seen()
         return seen
 
-    def _compare(self, seen: _Seen, really: float, held: float) -> None:
-        seen.stranger_tokens += _GAIN * (really - held - seen.stranger_tokens)
-        if held > _LEAST * seen.capacity:
-            seen.share += _GAIN * (min(really / held, 1.0) - seen.share)
+    def _compare(self, seen: _Seen, really: float, member: Member, now_s: float) -> None:
+        prompts, generated = self._prompts(member), self._generated(member, now_s)
+        if generated > _LEAST * seen.capacity:
+            pace = min(max((really - prompts) / generated, _SLOWEST), 1.0)
+            seen.pace += _GAIN * (pace - seen.pace)
+        seen.stranger_tokens += _GAIN * (really - prompts - seen.pace * generated - seen.stranger_tokens)
 
     def _held(self, member: Member, now_s: float) -> float:
         """Tokens of our legs there: their prompts, and what they have generated."""
+        return self._prompts(member) + self._of(member).pace * self._generated(member, now_s)
+
+    def _prompts(self, member: Member) -> float:
+        return member.loose_tokens + member.block_tokens * self._index.pinned(member.endpoint.name)
+
+    def _generated(self, member: Member, now_s: float) -> float:
+        """Tokens to be expected of those that decode there, had nobody else's prompt been computed beside them."""
         decoding = len(member.decoding)
         if not decoding:
-            return float(member.held_tokens)
-        itl_s = self._rates.itl_s(member.endpoint, decoding)
-        return member.held_tokens + (decoding * now_s - member.began_s) / itl_s
+            return 0.0
+        return (decoding * now_s - member.began_s) / self._rates.itl_s(member.endpoint, decoding)
 
 
 def _oldest_prompt(member: Member) -> int:

@@ -8,7 +8,10 @@ from beaconry.kvindex.approximate import Placement
 from beaconry.router.member import Member
 from beaconry.values.candidate import Candidate
 from beaconry.values.request import Request
-from beaconry.values.stage import PREFILL
+from beaconry.values.stage import DECODE, PREFILL
+
+RECALLS = 8
+"""How often a request may be sent and taken back."""
 
 
 class Leg:
@@ -17,13 +20,15 @@ class Leg:
     __slots__ = (
         "batch_at_first",
         "began_s",
+        "block_tokens",
         "candidate",
         "dispatched_s",
         "ended_mark",
         "exchange",
         "first_byte_s",
-        "held_tokens",
+        "fresh_tokens",
         "id",
+        "loose_tokens",
         "member",
         "placement",
         "prefilled_mark",
@@ -55,10 +60,14 @@ class Leg:
         """What the index noted of it; None for a prompt without blocks."""
         self.dispatched_s = now_s
         self.prompt_tokens = request.prompt_tokens
+        self.block_tokens = request.block_tokens
         uncached_tokens = request.prompt_tokens - candidate.matched_tokens - candidate.fetched_tokens
         self.uncached_tokens = uncached_tokens if uncached_tokens > 0 else 0
-        self.held_tokens = request.prompt_tokens - (candidate.matched_tokens if candidate.sharers else 0)
-        """Prompt tokens whose blocks are its own: others in flight hold those that it shares with them."""
+        self.fresh_tokens = request.prompt_tokens - (candidate.matched_tokens if candidate.sharers else 0)
+        """Prompt tokens whose blocks were its own at dispatch: others in flight held those that it shares with them."""
+        loose_tokens = request.prompt_tokens - len(request.prefix) * request.block_tokens
+        self.loose_tokens = loose_tokens if loose_tokens > 0 else 0.0
+        """Prompt tokens in no block that the index counts."""
         self.began_s = now_s
         """When its prefill was over; until then its dispatch."""
         self.ended_mark = member.ended
@@ -68,11 +77,22 @@ class Leg:
         self.prefilled_mark = 0
         """The member's `prefilled_tokens` at first byte."""
 
+    def gives_way(self, priority: int) -> bool:
+        """It is taken back for a request of `priority`, if it has no first byte. Not for ever; not if it is to fetch KV that is kept for
+        it; and where a leg failed before there has been trouble enough."""
+        exchange = self.exchange
+        return (
+            self.request.priority < priority
+            and exchange.recalls < RECALLS
+            and self.stage is not DECODE
+            and not exchange.tried
+        )
+
 
 class Exchange:
     """One request from arrival to its one outcome."""
 
-    __slots__ = ("attempts", "late_s", "leg", "plan", "prefill", "request", "ticket", "tried", "whole")
+    __slots__ = ("attempts", "late_s", "leg", "plan", "prefill", "recalls", "request", "ticket", "tried", "whole")
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -87,6 +107,8 @@ class Exchange:
         self.whole: Reason | None = None
         """Why it is not to be split any more; None while it may be."""
         self.attempts = 0
+        self.recalls = 0
+        """How often it has been sent and taken back, which are no attempts."""
         self.late_s = 0.0
         """By how much its first token was to miss its objective at best; 0 unless it is refused for that."""
         self.tried: list[str] = []

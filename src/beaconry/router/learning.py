@@ -109,13 +109,13 @@ class Learning:
         if candidate.loads and (usage.cached_tokens or 0) >= candidate.matched_tokens:
             self._caches.loads.observe(endpoint, candidate.loads, seen_s, tokens)
 
-    def cut_short(self, leg: Leg, now_s: float) -> None:
-        """A leg failed or was cancelled: its prompt is there only if it got as far as a first byte."""
+    def cut_short(self, leg: Leg, now_s: float, there_tokens: int = 0) -> None:
+        """A leg failed or was cancelled: its prompt is there only if it got as far as a first byte, else the first `there_tokens` of it."""
         self._forecasts.ended(leg.id, None, now_s, finished=False)
         if leg.placement is None:
             return
         if leg.first_byte_s is None:
-            self._index.abandoned(leg.placement)
+            self._index.abandoned(leg.placement, int(there_tokens / leg.block_tokens))
         else:
             self._index.confirmed(leg.placement, None)
 

@@ -23,6 +23,7 @@ from beaconry.router.retries import RetryBudget
 from beaconry.values.decision import Decision
 from beaconry.values.errors import InternalError
 from beaconry.values.outcome import COMPLETED, Outcome
+from beaconry.values.request import Request
 from beaconry.values.stage import DECODE, PREFILL
 
 BUSY_STATUSES = frozenset({429, 503})
@@ -53,7 +54,7 @@ class Legs:
         self._attempts = config.retry.attempts
         self._budget = RetryBudget(config.retry.budget_ratio, config.retry.budget_floor)
         self._aggregates = config.disaggregation.on_prefill_failure == "aggregate"
-        self.retries = 0
+        self.retries = self.recalls = 0
         self._legs: dict[int, Leg] = {}
         """Exactly the `leg` of each exchange."""
         self._last = 0
@@ -80,15 +81,16 @@ class Legs:
 
     def _start(self, exchange: Exchange, decision: Decision, now_s: float, effects: list[Effect]) -> None:
         winner = decision.ranking.winner
-        name = decision.endpoint.name
+        member = self._members[decision.endpoint.name]
+        self._make_way(exchange.request, member, now_s, effects)
         self._last += 1
-        placement = self._learning.routed(name, exchange.request)
-        leg = Leg(self._last, exchange, self._members[name], decision.candidates[winner], placement, now_s)
+        placement = self._learning.routed(member.endpoint.name, exchange.request)
+        leg = Leg(self._last, exchange, member, decision.candidates[winner], placement, now_s)
         request, source = leg.request, exchange.prefill
         exchange.leg = leg
         exchange.attempts += 1
         self._legs[leg.id] = leg
-        leg.member.dispatch(leg)
+        member.dispatch(leg)
         self._learning.dispatched(leg)
         predictions = decision.ranking.predictions
         self._admission.dispatched(leg, predictions[winner] if predictions else None)
@@ -103,6 +105,29 @@ class Legs:
         holder = None if source is None else source.candidate.endpoint
         priority = decision.endpoint.told_priority(request.priority)
         effects.append(StartLeg(request.id, leg.id, decision.endpoint, decision, leg.stage, holder, priority))
+
+    def _make_way(self, request: Request, member: Member, now_s: float, effects: list[Effect]) -> None:
+        """Take back what would keep a request of a higher band from its prefill at `member`; the latest first, so the oldest is next."""
+        urgency = self._admission.urgency(request)
+        if urgency is None or not self._admission.is_in_the_way(request, urgency, member, now_s):
+            return
+        for number in [leg.id for leg in reversed(member.prefilling.values()) if leg.gives_way(urgency)]:
+            leg = self._legs[number]
+            if self._admission.put_back(leg, now_s):
+                there_tokens = leg.candidate.matched_tokens + self._computed_tokens(leg, now_s)
+                effects.append(CancelLeg(leg.request.id, leg.id))
+                self._close(leg, now_s, there_tokens=there_tokens)
+                leg.exchange.attempts -= 1
+                leg.exchange.recalls += 1
+                self.recalls += 1
+
+    def _computed_tokens(self, leg: Leg, now_s: float) -> int:
+        """How much of a leg's prompt has probably been computed: engines take one after the other."""
+        member = leg.member
+        if next(iter(member.prefilling)) != leg.id:
+            return 0
+        token_s = self._admission.token_s(member)
+        return min(int((now_s - member.turn_s) / token_s), leg.uncached_tokens)
 
     # -- facts
 
@@ -275,17 +300,17 @@ class Legs:
         message = f"the engine failed before its answer began ({what}); attempts: {exchange.attempts}"
         self._exchanges.answer(exchange, status, Outcome.ENGINE_FAILED, message, now_s, effects)
 
-    def _close(self, leg: Leg, now_s: float, *, finished: bool = False) -> None:
+    def _close(self, leg: Leg, now_s: float, *, finished: bool = False, there_tokens: int = 0) -> None:
         """Forget a leg: the counterpart of what `_start` has noted."""
         del self._legs[leg.id]
         self._timers.over(leg)
         self._eviction.over(leg)
         leg.exchange.leg = None
         member = leg.member
-        member.end(leg)
+        member.end(leg, now_s)
         self._admission.reopen(member)
         if not finished:
-            self._learning.cut_short(leg, now_s)
+            self._learning.cut_short(leg, now_s, there_tokens)
         if member.gone and self._members.tidy(member):  # its last legs, and late news of it, have taught us once more
             self._learning.forget(member.endpoint.name)
             self._admission.forget(member)

@@ -8,6 +8,8 @@ from enum import StrEnum
 from math import inf
 from typing import Protocol
 
+from msgspec import Struct
+
 from beaconry.config.gateway import Health
 from beaconry.router.caches import View
 from beaconry.router.statistics import LATENCY_BOUNDS_S, EndpointStatistics, Histogram
@@ -15,6 +17,7 @@ from beaconry.values.candidate import Candidate
 from beaconry.values.endpoint import Endpoint, LoadSample
 from beaconry.values.errors import InternalError
 
+_ROUNDING = 1e-3
 _DOUBLINGS = 32
 """Of the first ejection, at most: who fails for days is ejected more often than a float can be doubled."""
 
@@ -26,8 +29,27 @@ class InFlight(Protocol):
     dispatched_s: float
     prompt_tokens: int
     uncached_tokens: int
-    held_tokens: int
+    loose_tokens: float
+    fresh_tokens: int
+    block_tokens: float
     began_s: float
+
+    def gives_way(self, priority: int) -> bool:
+        """It is taken back for a request of this priority."""
+        ...
+
+
+class Ahead(Struct, frozen=True, gc=False):
+    """What a request meets at an endpoint once those have been taken back that give way to it."""
+
+    prefilling: int
+    """Requests in prefill that stay; the following are theirs."""
+    prefill_tokens: int
+    oldest_wait_s: float
+    freed_requests: int
+    """Those that give way."""
+    freed_tokens: int
+    """KV tokens that they leave."""
 
 
 class State(StrEnum):
@@ -65,8 +87,12 @@ class Member:
         """Sum of `uncached_tokens` over `prefilling`."""
         self.context_tokens = 0
         """Sum of `prompt_tokens` over both."""
-        self.held_tokens = 0
-        """Sum of `held_tokens` over both."""
+        self.loose_tokens = 0.0
+        """Sum of `loose_tokens` over both: what of the prompts the index does not count in blocks."""
+        self.block_tokens = 1.0
+        """Tokens per block in the index: as in the latest prompt sent."""
+        self.turn_s = 0.0
+        """Since when the oldest leg in prefill may have been computed."""
         self.began_s = 0.0
         """Sum of `began_s` over `decoding`; exactly 0 while there is none."""
         self.ended = 0
@@ -157,38 +183,40 @@ class Member:
     def dispatch(self, leg: InFlight) -> None:
         """A leg is sent here."""
         if not self.prefilling:
-            self.oldest_s = leg.dispatched_s
+            self.oldest_s = self.turn_s = leg.dispatched_s
         self.prefilling[leg.id] = leg
         self.in_flight += 1
+        self.block_tokens = leg.block_tokens
         self.prefill_tokens += leg.uncached_tokens
         self.context_tokens += leg.prompt_tokens
-        self.held_tokens += leg.held_tokens
+        self.loose_tokens += leg.loose_tokens
         self.dispatched += 1
 
     def first_byte(self, leg: InFlight, now_s: float) -> None:
         """A leg's prefill is over; of one whose first byte does not tell, it is said ahead, and the second time changes nothing."""
         if self.prefilling.pop(leg.id, None) is None:
             return
-        self._left_prefill(leg)
+        self._left_prefill(leg, now_s)
         self.decoding[leg.id] = leg
         leg.began_s = now_s
         self.began_s += now_s
         self.prefilled_tokens += leg.uncached_tokens
 
-    def end(self, leg: InFlight) -> None:
+    def end(self, leg: InFlight, now_s: float) -> None:
         """A leg is over, in whichever way."""
         self.in_flight -= 1
         self.context_tokens -= leg.prompt_tokens
-        self.held_tokens -= leg.held_tokens
+        self.loose_tokens -= leg.loose_tokens
         self.ended += 1
         if self.prefilling.pop(leg.id, None) is not None:
-            self._left_prefill(leg)
+            self._left_prefill(leg, now_s)
         else:
             del self.decoding[leg.id]
             self.began_s = self.began_s - leg.began_s if self.decoding else 0.0
 
-    def _left_prefill(self, leg: InFlight) -> None:
+    def _left_prefill(self, leg: InFlight, now_s: float) -> None:
         self.prefill_tokens -= leg.uncached_tokens
+        self.turn_s = now_s
         if leg.dispatched_s == self.oldest_s:
             first = next(iter(self.prefilling.values()), None)
             self.oldest_s = inf if first is None else first.dispatched_s
@@ -197,14 +225,39 @@ class Member:
         """Age of the oldest leg without first byte, 0 if there is none."""
         return now_s - self.oldest_s if self.prefilling else 0.0
 
-    def candidate(self, view: View, now_s: float) -> Candidate:
-        """A snapshot for the scheduler; `view` is what the endpoint's cache holds of the prompt."""
-        prefilling = len(self.prefilling)
+    def ahead(self, priority: int, now_s: float) -> Ahead:
+        """What a request of `priority` meets here. Walks over the legs in prefill: a few, where flow control is on."""
+        prefilling = prefill_tokens = freed = freed_tokens = 0
+        oldest_wait_s = 0.0
+        for leg in self.prefilling.values():
+            if leg.gives_way(priority):
+                freed += 1
+                freed_tokens += leg.fresh_tokens
+            else:
+                oldest_wait_s = oldest_wait_s if prefilling else now_s - leg.dispatched_s
+                prefilling += 1
+                prefill_tokens += leg.uncached_tokens
+        return Ahead(prefilling, prefill_tokens, oldest_wait_s, freed, freed_tokens)
+
+    def candidate(self, view: View, now_s: float, urgency: int | None = None) -> Candidate:
+        """A snapshot for the scheduler; `view` is what the endpoint's cache holds of the prompt.
+
+        `urgency`: the request's priority, if lower ones give way to it.
+        """
+        if urgency is None:
+            prefilling, prefill_tokens, oldest_wait_s = (
+                len(self.prefilling),
+                self.prefill_tokens,
+                self.oldest_wait_s(now_s),
+            )
+        else:
+            ahead = self.ahead(urgency, now_s)
+            prefilling, prefill_tokens, oldest_wait_s = ahead.prefilling, ahead.prefill_tokens, ahead.oldest_wait_s
         return Candidate(
             endpoint=self.endpoint,
             prefilling=prefilling,
-            prefill_tokens=self.prefill_tokens,
-            decoding=self.in_flight - prefilling,
+            prefill_tokens=prefill_tokens,
+            decoding=len(self.decoding),
             context_tokens=self.context_tokens,
             matched_tokens=view.matched_tokens,
             loads=view.loads,
@@ -213,7 +266,7 @@ class Member:
             displaced_tokens=view.displaced_tokens,
             sharers=view.sharers,
             exact=view.exact,
-            oldest_wait_s=now_s - self.oldest_s if prefilling else 0.0,
+            oldest_wait_s=oldest_wait_s,
             sample=self.sample,
         )
 
@@ -253,9 +306,9 @@ class Member:
             raise InternalError(
                 f"{self.endpoint.name}: prefill_tokens is {self.prefill_tokens}, not the sum over its legs"
             )
-        if self.held_tokens != sum(leg.held_tokens for leg in legs):
-            raise InternalError(f"{self.endpoint.name}: held_tokens is {self.held_tokens}, not the sum over its legs")
-        if abs(self.began_s - sum(leg.began_s for leg in self.decoding.values())) > 1e-3 * (1 + abs(self.began_s)):
+        if abs(self.loose_tokens - sum(leg.loose_tokens for leg in legs)) > _ROUNDING * (1 + self.loose_tokens):
+            raise InternalError(f"{self.endpoint.name}: loose_tokens is {self.loose_tokens}, not the sum over its legs")
+        if abs(self.began_s - sum(leg.began_s for leg in self.decoding.values())) > _ROUNDING * (1 + abs(self.began_s)):
             raise InternalError(f"{self.endpoint.name}: began_s is {self.began_s}, not the sum over its legs")
         if self.context_tokens != sum(leg.prompt_tokens for leg in legs):
             raise InternalError(

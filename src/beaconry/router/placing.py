@@ -140,7 +140,8 @@ class Placing:
         members = self.members.worth_judging(request, tried, finding, now_s, self._rng, stage)
         if not members:
             return None
-        candidates = [member.candidate(finding.view(member.endpoint), now_s) for member in members]
+        urgency = self._admission.urgency(request)
+        candidates = [member.candidate(finding.view(member.endpoint), now_s, urgency) for member in members]
         if stage is PREFILL:
             candidates = [replace(candidate, stage=stage) for candidate in candidates]
         elif stage is DECODE:

@@ -74,7 +74,7 @@ class Router:
         self._caches = caches
         self._members = Members(config.health, config.shortlist_above)
         self._learning = Learning(caches, rates, forecasts or Forecasts(rates, config.forecasts.coverage, idle=True))
-        self._admission = Admission(config.flow, rates)
+        self._admission = Admission(config.flow, rates, caches.approximate)
         self._timers = Timers(config.deadlines)
         self._exchanges = Exchanges(self._admission, self._timers)
         for name, model in config.models.items():
@@ -237,10 +237,13 @@ class Router:
             served = self._members.open_to(ticket.request.model, now_s)
             outcome = Outcome.QUEUE_EXPIRED if served else Outcome.NO_ENDPOINT
             self._exchanges.drop(self._exchanges[ticket.request.id], outcome, now_s, effects)
-        for lines in self._lines(now_s):
-            while (turn := admission.first(lines, now_s)) is not None:
-                admission.dispatch(turn, now_s)
-                self._place(self._exchanges[turn.request.id], now_s, effects)
+        recalls = -1
+        while recalls != self._legs.recalls:  # what is taken back may wait where nobody did
+            recalls = self._legs.recalls
+            for lines in self._lines(now_s):
+                while (turn := admission.first(lines, now_s)) is not None:
+                    admission.dispatch(turn, now_s)
+                    self._place(self._exchanges[turn.request.id], now_s, effects)
         self._timers.wake_by(admission.due_s())
 
     def _lines(self, now_s: float) -> Iterable[list[Line]]:
@@ -295,6 +298,7 @@ class Router:
             tenants=self._exchanges.allowances.statistics(),
             refused=self._refused,
             retries=self._legs.retries,
+            recalls=self._legs.recalls,
             in_flight=len(self._exchanges),
             draining=self._drain_s is not None,
             predictions=self._learning.statistics(),

@@ -193,6 +193,8 @@ class RouterStatistics(Struct, frozen=True, kw_only=True):
     refused: int
     """Requests that never reached a model: malformed, too large, unknown model."""
     retries: int
+    recalls: int
+    """Legs taken back to the queue for a higher band."""
     in_flight: int
     draining: bool
     predictions: dict[str, VariantStatistics] = {}

@@ -94,3 +94,19 @@ def test_the_index_is_one_for_equals_and_the_inverse_of_their_number_where_one_h
     assert jain([5.0, 5.0, 5.0]) == pytest.approx(1.0)
     assert jain([5.0, 0.0, 0.0]) == pytest.approx(1 / 3)
     assert jain([0.0, 0.0]) is None
+
+
+def test_what_was_taken_back_counts_where_it_is_dispatched_again():
+    backlog = Backlog(["a", "b"], 0.0, 10.0)
+    for number in range(100):
+        for tenant in ("a", "b"):
+            backlog.waits(tenant, f"{tenant}{number}", 0.0)
+    backlog.dispatched("a", "a0", 1.0)
+    backlog.returned("a", "a0", 1.5)
+    for number in range(99):
+        for tenant in ("a", "b"):
+            backlog.dispatched(tenant, f"{tenant}{number}", 2.0 + number / 100)
+            backlog.ended(f"{tenant}{number}", 1.0)
+    shares = backlog.shares()
+    assert shares.jain == 1.0
+    assert shares.work["a"] == shares.work["b"]

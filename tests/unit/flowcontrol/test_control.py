@@ -184,6 +184,8 @@ class Life(RuleBasedStateMachine):
         self.now_s = 0.0
         self.waiting: list[Ticket] = []
         self.out: set[int] = set()
+        self.sent: list[tuple[Ticket, float]] = []
+        """What was dispatched and may come back, and when."""
         self.control = FlowControl(
             Flow(
                 queued_requests=6,
@@ -253,6 +255,20 @@ class Life(RuleBasedStateMachine):
         self.end(ticket)
         if took is not None:
             self.control.settle(ticket, took, took, self.now_s)
+        else:
+            self.sent.append((ticket, self.now_s))
+
+    @precondition(lambda self: self.sent)
+    @rule(which=st.integers(0, 9))
+    def come_back(self, which: int) -> None:
+        spent, sent_s = self.sent.pop(which % len(self.sent))
+        ticket = self.control.ticket("m", spent.request, 10.0, self.now_s)
+        if not self.control.has_room(ticket):
+            return
+        self.control.put_back(ticket, spent, sent_s, self.now_s)
+        away_s = self.now_s - sent_s
+        assert ticket.expires_s == max(spent.expires_s + away_s, self.now_s + self.control.config.engine_wait_s)
+        self.waiting.append(ticket)
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())

@@ -43,7 +43,15 @@ DUAL = DualKeysStatistics(blocks=11, translated=12, orphans=13, refused=14)
 def samples(families):
     """By name and labels; no series twice."""
     router = RouterStatistics(
-        at_s=0.0, endpoints=(), models={}, refused=0, retries=0, in_flight=0, draining=False, plugin_failures={}
+        at_s=0.0,
+        endpoints=(),
+        models={},
+        refused=0,
+        retries=0,
+        recalls=0,
+        in_flight=0,
+        draining=False,
+        plugin_failures={},
     )
     server = ServerStatistics(connections=0, buffered_bytes=0, refused={})
     page = b"".join(MetricsPage(lambda: router, lambda: server, dict, lambda: families).slices()).decode()

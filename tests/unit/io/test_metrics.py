@@ -66,7 +66,7 @@ def endpoint(name="e0", *, pool="default", port=8000, **fields):
 
 
 def render(*endpoints, models=None, server=None, at_s=100.0, **fields):
-    blank = {"refused": 0, "retries": 0, "in_flight": 0, "draining": False}
+    blank = {"refused": 0, "retries": 0, "recalls": 0, "in_flight": 0, "draining": False}
     router = RouterStatistics(at_s=at_s, endpoints=endpoints, models=models or {}, **(blank | fields))
     server = server or ServerStatistics(connections=0, buffered_bytes=0, refused={})
     return b"".join(MetricsPage(lambda: router, lambda: server, dict).slices()).decode()
@@ -103,7 +103,12 @@ def full_page():
     e2e = distribution(LATENCY_BOUNDS_S, 0.1, 0.2, 9.0)
     server = ServerStatistics(connections=3, buffered_bytes=4096, refused={(400, "malformed_http"): 2})
     return render(
-        *FULL, models={"m": model(outcomes=outcomes, running=2, e2e=e2e)}, server=server, refused=6, retries=1
+        *FULL,
+        models={"m": model(outcomes=outcomes, running=2, e2e=e2e)},
+        server=server,
+        refused=6,
+        retries=1,
+        recalls=2,
     )
 
 
@@ -233,7 +238,7 @@ def test_a_page_is_of_the_moment_it_is_rendered():
 
     def statistics():
         return RouterStatistics(
-            at_s=0.0, endpoints=(), models={"m": model(running=next(running))}, refused=0, retries=0, in_flight=0, draining=False
+            at_s=0.0, endpoints=(), models={"m": model(running=next(running))}, refused=0, retries=0, recalls=0, in_flight=0, draining=False
         )  # fmt: skip
 
     page = MetricsPage(statistics, lambda: server, dict)

@@ -100,7 +100,9 @@ class AnyUse(RuleBasedStateMachine):
         assert all(statistics.blocks[n] <= statistics.capacity[n] + 1 for n in statistics.blocks)
         for name in NAMES:
             distinct = {h for placement in self.flying if placement.endpoint == name for h in placement.prefix}
-            assert self.index.pinned(name) <= len(distinct)  # less where a restart or the bound on memory has cut what is in flight
+            assert self.index.pinned(name) <= len(
+                distinct
+            )  # less where a restart or the bound on memory has cut what is in flight
 
 
 TestAnyUse = AnyUse.TestCase
@@ -135,7 +137,9 @@ def test_what_was_withdrawn_in_the_middle_of_its_prefill_is_there_as_far_as_it_g
     placement = index.routed("a", prompt)
     index.abandoned(placement, kept=4)
     assert blocks(index, "a", prompt) == 4
-    assert index.routed("a", prompt).resident == 0  # believed, not known: a report of less would teach nothing about the size
+    assert (
+        index.routed("a", prompt).resident == 0
+    )  # believed, not known: a report of less would teach nothing about the size
     index.check()
 
 

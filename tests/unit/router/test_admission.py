@@ -205,7 +205,7 @@ def test_without_flow_control_nothing_waits():
 
 
 def test_a_higher_band_goes_first_and_tenants_take_turns():
-    bench = Bench("a")
+    bench = Bench("a", recall=False)
     leg = bench.fill("r")["r"].leg
     for name, tenant, priority in [("x1", "x", 0), ("x2", "x", 0), ("y1", "y", 0), ("top", "x", 3), ("low", "z", -1)]:
         assert bench.arrive(name, tenant=tenant, priority=priority) == []
@@ -237,7 +237,7 @@ def test_time_to_live_ends_in_429_at_its_very_moment():
 
 
 def test_a_full_queue_answers_429_at_once_and_the_lowest_band_gives_way():
-    bench = Bench("a", queued_requests=1)
+    bench = Bench("a", queued_requests=1, recall=False)
     bench.fill("r")
     assert bench.arrive("low", priority=-1) == []
     answer, end = bench.arrive("top", priority=1)
@@ -290,7 +290,7 @@ def test_a_model_whose_engines_are_gone_is_known_while_its_requests_are_held():
 
 
 def test_adapters_wait_for_the_same_engines_as_their_base_model_in_one_order():
-    bench = Bench("a")
+    bench = Bench("a", recall=False)
     bench.tell(AdaptersSeen("a", {"lora": ""}))
     leg = bench.fill("r")["r"].leg
     bench.arrive("base")

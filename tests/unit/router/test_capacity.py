@@ -6,15 +6,20 @@ import pytest
 
 from beaconry.config.gateway import Health
 from beaconry.flowcontrol.demand import Claim
+from beaconry.kvindex.approximate import ApproximateIndex
 from beaconry.latency.rates import RateBook
 from beaconry.router.capacity import Capacity
-from beaconry.router.member import Member
+from beaconry.router.member import Ahead, Member
 from beaconry.values.endpoint import LoadSample
 from tests.unit.router.made import endpoint
 from tests.unit.router.test_shortlist import Work
 
 BLOCKS, BLOCK_TOKENS = 1000, 16
 TOKENS = BLOCKS * BLOCK_TOKENS
+
+
+def known(rates: RateBook | None = None, index: ApproximateIndex | None = None) -> Capacity:
+    return Capacity(rates or RateBook(), index or ApproximateIndex())
 
 
 def sample(running: int, waiting: int = 0, usage: float = 0.0) -> LoadSample:
@@ -37,14 +42,14 @@ def members(*prompts: list[int], began_s: float = 0.0) -> list[Member]:
 
 
 def test_what_is_unknown_does_not_bind():
-    capacity, (member,) = Capacity(RateBook()), members([500] * 100)
+    capacity, (member,) = known(), members([500] * 100)
     assert capacity.places_left(member, 0.0) == capacity.tokens_left(member, 0.0) == inf
     assert capacity.fits(member, 1e9, 0.0)
 
 
 def test_memory_is_what_the_engine_says_less_our_prompts_and_answers_and_one_answer_more():
     rates = RateBook()
-    capacity, (member,) = Capacity(rates), members([1000, 3000])
+    capacity, (member,) = known(rates), members([1000, 3000])
     capacity.sampled(member, sample(2, usage=0.25), 0.0)
     expected = TOKENS - 4000 - rates.output_tokens("default")
     assert capacity.tokens_left(member, 0.0) == pytest.approx(expected)
@@ -52,15 +57,45 @@ def test_memory_is_what_the_engine_says_less_our_prompts_and_answers_and_one_ans
     assert capacity.tokens_left(member, 3.0) == pytest.approx(expected - grown)
 
 
-def test_blocks_that_requests_share_and_requests_of_others_show_in_the_engines_usage():
-    capacity, (sharing, visited) = Capacity(RateBook()), members([4000] * 3, [1000])
+def test_blocks_that_requests_share_count_once():
+    index = ApproximateIndex()
+    capacity, (member,) = known(index=index), members([0, 0])
+    for tail in (3, 4):
+        index.routed("a", (1, 2, tail))
+    capacity.sampled(member, sample(2, usage=4 * 64 / TOKENS), 0.0)
+    assert capacity.tokens_left(member, 0.0) == pytest.approx(TOKENS - 4 * 64 - RateBook().output_tokens("default"))
+
+
+def test_requests_of_others_show_in_the_engines_usage_while_it_is_fresh():
+    capacity, (member,) = known(), members([1000])
     for _ in range(30):
-        capacity.sampled(sharing, sample(3, usage=4000 / TOKENS), 0.0)
-        capacity.sampled(visited, sample(5, usage=5000 / TOKENS), 0.0)
+        capacity.sampled(member, sample(5, usage=5000 / TOKENS), 0.0)
     output = RateBook().output_tokens("default")
-    assert capacity.tokens_left(sharing, 0.0) == pytest.approx(TOKENS - 4000 - output, rel=0.01)
-    assert capacity.tokens_left(visited, 0.0) == pytest.approx(TOKENS - 5000 - output, rel=0.01)
-    assert capacity.tokens_left(visited, 60.0) > TOKENS - 5000 - output - 60 / 0.015  # who else was there is long ago
+    assert capacity.tokens_left(member, 0.0) == pytest.approx(TOKENS - 5000 - output, rel=0.01)
+    assert capacity.tokens_left(member, 60.0) > TOKENS - 5000 - output - 60 / 0.015  # who else was there is long ago
+
+
+def test_answers_that_grow_slower_than_expected_show_in_the_engines_usage():
+    rates = RateBook()
+    capacity, (member,) = known(rates), members([1000] * 4)
+    grown = 4 * 30.0 / rates.itl_s(member.endpoint, 4)
+    for _ in range(30):
+        capacity.sampled(member, sample(4, usage=(4000 + grown / 2) / TOKENS), 30.0)
+    expected = TOKENS - 4000 - grown / 2 - rates.output_tokens("default")
+    assert capacity.tokens_left(member, 30.0) == pytest.approx(expected, rel=0.01)
+
+
+def test_room_comes_as_what_decodes_there_ends():
+    rates = RateBook()
+    capacity, (member,) = known(rates), members([3000] * 5)
+    capacity.sampled(member, sample(5, usage=15_000 / TOKENS), 0.0)
+    left = capacity.tokens_left(member, 0.0)
+    assert capacity.room_s(member, None, left, 0.0) == 0.0
+    one_end_s = rates.next_end_s(member.endpoint, 5)
+    assert capacity.room_s(member, None, left + 3000, 0.0) == pytest.approx(one_end_s)
+    assert capacity.room_s(member, None, left + 6000, 0.0) == pytest.approx(2 * one_end_s)
+    gone = Ahead(prefilling=0, prefill_tokens=0, oldest_wait_s=0.0, freed_requests=1, freed_tokens=6000)
+    assert capacity.room_s(member, gone, left + 6000, 0.0) == 0.0
 
 
 def filled(capacity: Capacity, member: Member, places: int) -> None:
@@ -69,18 +104,18 @@ def filled(capacity: Capacity, member: Member, places: int) -> None:
     member.dispatch(waiting)
     for second in range(3):
         capacity.sampled(member, sample(places, waiting=1), 10.0 + second)
-    member.end(waiting)
+    member.end(waiting, 13.0)
 
 
 def test_places_show_in_requests_that_wait_while_the_same_number_runs():
-    capacity, (member,) = Capacity(RateBook()), members([10] * 8, began_s=10.0)
+    capacity, (member,) = known(), members([10] * 8, began_s=10.0)
     filled(capacity, member, 8)
     assert capacity.places_left(member, 13.0) == 0
     assert not capacity.fits(member, 10.0, 13.0)
 
 
 def test_waiting_for_memory_tells_nothing_of_places():
-    capacity, (member,) = Capacity(RateBook()), members([1900] * 8, began_s=10.0)
+    capacity, (member,) = known(), members([1900] * 8, began_s=10.0)
     filled(capacity, member, 8)
     assert capacity.places_left(member, 13.0) == inf
 
@@ -90,32 +125,32 @@ def test_waiting_for_memory_tells_nothing_of_places():
 )
 def test_lower_bands_may_take_what_leaves_room_for_the_claim_somewhere(claimed: int, open_to_lower: set[str]):
     """Forty-eight places on two engines, three of them free."""
-    capacity = Capacity(RateBook())
+    capacity = known()
     busy = members([10] * 24, [10] * 24, began_s=10.0)
     for member, ending in zip(busy, (2, 1), strict=True):
         filled(capacity, member, 24)
         for leg in list(member.decoding.values())[:ending]:
-            member.end(leg)
+            member.end(leg, 13.0)
     claim = Claim(claimed, 10.0, 10.0)
     assert capacity.leaving(claim, busy, [10.0, 10.0], 13.0) == open_to_lower
 
 
 def test_a_claim_takes_an_eighth_of_all_room_at_most_so_lower_bands_cannot_starve():
-    capacity, (member,) = Capacity(RateBook()), members([10] * 16, began_s=10.0)
+    capacity, (member,) = known(), members([10] * 16, began_s=10.0)
     filled(capacity, member, 16)
     for leg in list(member.decoding.values())[:12]:
-        member.end(leg)
+        member.end(leg, 13.0)
     claim = Claim(1000, 10.0, 1e9)
     assert capacity.leaving(claim, [member], [10.0], 13.0) == {"a"}
 
 
 def test_nothing_is_kept_free_where_nobody_runs():
-    capacity, (single, other) = Capacity(RateBook()), members([10], [10], began_s=10.0)
+    capacity, (single, other) = known(), members([10], [10], began_s=10.0)
     claim = Claim(1, 10.0, 8000.0)
     for member in (single, other):
         filled(capacity, member, 1)
         for leg in list(member.decoding.values()):
-            member.end(leg)
+            member.end(leg, 13.0)
     assert capacity.leaving(claim, [single], [10.0], 40.0) == {"a"}
     assert capacity.leaving(claim, [single], [15_000.0], 40.0) == {"a"}
     assert capacity.leaving(claim, [single, other], [10.0, 10.0], 40.0) == {"a", "b"}
@@ -124,7 +159,7 @@ def test_nothing_is_kept_free_where_nobody_runs():
 
 
 def test_the_last_place_for_a_large_request_is_kept():
-    capacity = Capacity(RateBook())
+    capacity = known()
     roomy, tight = members([10], [12_000])
     for member, usage in ((roomy, 10), (tight, 12_000)):
         capacity.sampled(member, sample(1, usage=usage / TOKENS), 0.0)

@@ -14,7 +14,7 @@ PATIENCE_S = 0.1
 
 
 def bench_with(**knobs: object) -> Bench:
-    return Bench("a", **{"evict_sheddable": True, "ttl_s": 60.0, **knobs})
+    return Bench("a", **{"evict_sheddable": True, "recall": False, "ttl_s": 60.0, **knobs})
 
 
 def decoding(bench: Bench, *names: str, **fields: object) -> list[int]:

@@ -19,7 +19,11 @@ class Work:
 
     def __init__(self, number, tokens):
         self.id, self.dispatched_s, self.began_s = number, 0.0, 0.0
-        self.prompt_tokens = self.uncached_tokens = self.held_tokens = tokens
+        self.prompt_tokens = self.uncached_tokens = self.fresh_tokens = self.loose_tokens = tokens
+        self.block_tokens = 64.0
+
+    def gives_way(self, priority):
+        return False
 
 
 def fleet(count=200):

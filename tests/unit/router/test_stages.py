@@ -342,7 +342,7 @@ def test_decode_legs_spread_by_what_they_slow_down():
     assert [bench.endpoint(name).decoding for name in ("d1", "d2")] == [4, 4]
 
 
-WAITING = {"flow": Flow(engine_wait_s=0.1), "disaggregation": Disaggregation(mode="always")}
+WAITING = {"flow": Flow(engine_wait_s=0.1, recall=False), "disaggregation": Disaggregation(mode="always")}
 """By the rates believed at the start, 0.1 s are 1,000 tokens of prefill."""
 
 
@@ -417,7 +417,8 @@ def test_auto_runs_long_prompts_whole_while_the_prefill_pool_is_full():
 @pytest.mark.parametrize("names", ["p1 d1", "d1"])
 def test_a_request_in_two_legs_takes_one_place_of_those_that_answer(names: str):
     bench = Bench(names)
-    bench.send("low", priority=-1, prompt_tokens=100, prefix=())
+    low = bench.send("low", priority=-1, prompt_tokens=100, prefix=())
+    bench.tell(LegFinished(low.leg, 200, USAGE))
     for number in range(40):
         start = bench.send(str(number), prefix=())
         second = bench.prefilled(start, after_s=0.25) if start.stage is Stage.PREFILL else start

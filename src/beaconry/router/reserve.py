@@ -1,0 +1,66 @@
+"""Where a request is placed while bands compete: room is kept for higher ones, and theirs are placed where they begin soonest.
+
+What is kept for whom is `flowcontrol/demand`; how much room there is, `capacity.py`. The scheduler chooses among what is left here.
+"""
+
+from collections.abc import Sequence
+
+from beaconry.flowcontrol.demand import Claim
+from beaconry.latency.rates import RateBook
+from beaconry.router.capacity import Capacity
+from beaconry.router.member import Member
+from beaconry.values.candidate import Candidate
+from beaconry.values.request import Request
+
+_COPY = 4.0
+"""What computing anew what another engine has cached counts for: its time, and three times that for what the copy displaces; the default
+policy's price. Measured: 4 to 12 are alike, with 1 a fleet whose caches are tight copies too much at full load."""
+_OWN = 2.0
+"""The same for a request of a higher band, which copies less often: its time, and once that for what it keeps waiting or displaces."""
+
+
+class Reserve:
+    """The choice. It keeps no state."""
+
+    def __init__(self, rates: RateBook, capacity: Capacity) -> None:
+        self._rates = rates
+        self._capacity = capacity
+
+    def roomy(self, claim: Claim, request: Request, members: Sequence[Member], now_s: float) -> set[str]:
+        """Endpoints that can take the request and leave room for the claim."""
+        needed = [self._capacity.needs(member, request.prompt_tokens) for member in members]
+        return self._capacity.leaving(claim, members, needed, now_s)
+
+    def leaving(
+        self, claim: Claim, members: Sequence[Member], candidates: Sequence[Candidate], prompt_tokens: int, now_s: float
+    ) -> set[str]:
+        """The same, of `members` of which it is known what they hold of the prompt: they are the `candidates`."""
+        return self._capacity.leaving(claim, members, [_needed(prompt_tokens, c) for c in candidates], now_s)
+
+    def soonest(
+        self, request: Request, urgency: int | None, pairs: Sequence[tuple[Member, Candidate]], now_s: float
+    ) -> tuple[list[Candidate], bool]:
+        """Candidates where the first token comes within a step of the soonest, once what gives way to `urgency` has gone; and whether the
+        request would run at once anywhere."""
+        rates = self._rates
+        times: list[float] = []
+        found_room = False
+        for member, candidate in pairs:
+            ahead = None if urgency is None else member.ahead(urgency, now_s)
+            room_s = self._capacity.room_s(member, ahead, _needed(request.prompt_tokens, candidate), now_s)
+            found_room = found_room or not room_s
+            endpoint = candidate.endpoint
+            wait_s = max(room_s, candidate.oldest_wait_s, rates.prefill_s(endpoint, candidate.prefill_tokens))
+            times.append(wait_s + _OWN * rates.prefill_s(endpoint, request.prompt_tokens - candidate.matched_tokens))
+        latest_s = min(times) + rates.rates(pairs[0][1].endpoint.variant).base_s
+        return [c for (_, c), time_s in zip(pairs, times, strict=True) if time_s <= latest_s], found_room
+
+    def worth_waiting(self, candidate: Candidate, tokens: int) -> bool:
+        """Computing so many more tokens elsewhere takes longer than it takes until a request ends there."""
+        endpoint, rates = candidate.endpoint, self._rates
+        return tokens > 0 and _COPY * rates.prefill_s(endpoint, tokens) > rates.next_end_s(endpoint, candidate.decoding)
+
+
+def _needed(prompt_tokens: int, candidate: Candidate) -> int:
+    """KV tokens that a prompt takes there: what those in flight share with it is held anyway."""
+    return prompt_tokens - (candidate.matched_tokens if candidate.sharers else 0)
