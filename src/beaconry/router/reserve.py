@@ -41,14 +41,15 @@ class Reserve:
         self, request: Request, urgency: int | None, pairs: Sequence[tuple[Member, Candidate]], now_s: float
     ) -> tuple[list[Candidate], bool]:
         """Candidates where the first token comes within a step of the soonest, once what gives way to `urgency` has gone; and whether the
-        request would run at once anywhere."""
+        request would have run at once anywhere without that."""
         rates = self._rates
         times: list[float] = []
         found_room = False
         for member, candidate in pairs:
             ahead = None if urgency is None else member.ahead(urgency, now_s)
-            room_s = self._capacity.room_s(member, ahead, _needed(request.prompt_tokens, candidate), now_s)
-            found_room = found_room or not room_s
+            needed = _needed(request.prompt_tokens, candidate)
+            room_s = self._capacity.room_s(member, ahead, needed, now_s)
+            found_room = found_room or self._capacity.fits(member, needed, now_s)
             endpoint = candidate.endpoint
             wait_s = max(room_s, candidate.oldest_wait_s, rates.prefill_s(endpoint, candidate.prefill_tokens))
             times.append(wait_s + _OWN * rates.prefill_s(endpoint, request.prompt_tokens - candidate.matched_tokens))
