@@ -15,6 +15,7 @@ from typing import Any
 
 from msgspec import Struct, structs
 
+from beaconry.config.flow import Flow
 from beaconry.engine_model.engine import Engine
 from beaconry.engine_model.step_time import LinearStepTime
 from beaconry.engine_model.values import EngineSettings
@@ -159,7 +160,8 @@ def run(workload: str, load: int, policy: str, seed: int) -> Outcome:
     scheduler = (
         Scheduler(policy, plan.pinned) if policy == "pinned" else make_scheduler(policy, rates, Registry.installed())
     )
-    router = virtual_router(scheduler, rates, seed)
+    flow = Flow(enabled=policy != "pinned")  # who pins by itself has no queue before the engines
+    router = virtual_router(scheduler, rates, seed, flow=flow)
     engines, endpoints = {}, {}
     for i in range(setup.engines):
         name, slow = f"engine-{i}", 2.0 if i < setup.slow else 1.0

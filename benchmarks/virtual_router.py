@@ -2,6 +2,7 @@
 
 from random import Random
 
+from beaconry.config.flow import Flow
 from beaconry.config.gateway import GatewayConfig
 from beaconry.kvindex.approximate import ApproximateIndex
 from beaconry.kvindex.exact import ExactIndex
@@ -19,10 +20,11 @@ def virtual_router(
     *,
     caches: Caches | None = None,
     forecasts: Forecasts | None = None,
+    flow: Flow = Flow(),  # noqa: B008 frozen
 ) -> Router:
     """A router that has learnt nothing; `rates` and `forecasts` are those that `scheduler` asks, `caches` empty ones of both kinds."""
     return Router(
-        GatewayConfig(),
+        GatewayConfig(flow=flow),
         scheduler=scheduler,
         caches=Caches(ApproximateIndex(), ExactIndex()) if caches is None else caches,
         rates=rates,

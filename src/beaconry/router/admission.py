@@ -321,7 +321,8 @@ class Admission:
             self.queue.placed(ticket, leg.prompt_tokens - leg.uncached_tokens, leg.dispatched_s)
         if self._contested:
             self._capacity.dispatched(leg)
-            if leg.stage is not PREFILL and not leg.exchange.recalls:  # the leg that answers takes the place, once per request
+            # the leg that answers takes the place, once per request
+            if leg.stage is not PREFILL and not leg.exchange.recalls:
                 self.queue.lane(leg.member.endpoint.model).demand.sent(leg.dispatched_s)
         if not request.stream:
             if prediction is None:

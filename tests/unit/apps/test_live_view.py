@@ -53,6 +53,7 @@ def router(at_s, *endpoints, completed=0, prompt=0.0, cached=0.0, output=0.0, tt
         models={"m": model},
         refused=more.get("refused", 0),
         retries=more.get("retries", 0),
+        recalls=more.get("recalls", 0),
         in_flight=more.get("in_flight", 0),
         draining=more.get("draining", False),
     )

@@ -142,12 +142,10 @@ def test_where_the_queue_has_no_room_for_it_it_stays_with_its_engine():
 
 
 def test_what_is_sent_again_is_one_request_for_those_that_keep_room():
-    def sent(*, taken_back: bool) -> float:
-        contest = Contest(recall=taken_back)
-        effects = contest.high(prompt_tokens=10)
-        if taken_back:
-            contest.tell(LegStarted(leg_of(effects)))
-        assert any(isinstance(effect, CancelLeg) for effect in effects) == taken_back
+    def pace_per_s(prompt_tokens: int, *, again: bool) -> float:
+        contest = Contest()
+        effects = contest.high(prompt_tokens=prompt_tokens)
+        assert (kinds(effects)[-1] == (StartLeg, "low")) == again
         return contest.router._admission.queue.lane("m").demand._pace.per_s(contest.now_s)
 
-    assert sent(taken_back=True) == sent(taken_back=False)
+    assert pace_per_s(10, again=True) == pace_per_s(1500, again=False)
