@@ -89,6 +89,7 @@ class Admission:
     def __init__(self, flow: Flow, rates: RateBook, index: ApproximateIndex) -> None:
         self.queue = FlowControl(flow)
         self._flow = flow
+        self._recalls = flow.enabled and flow.recall
         self._rates = rates
         self._capacity = Capacity(rates, index)
         self._reserve = Reserve(rates, self._capacity)
@@ -152,7 +153,9 @@ class Admission:
             contested = demand.contested
             self._contested = self._contested or contested
             self._lowest = min(self._lowest, priority)
-        if queue.waiting or queue.keeps_accounts or (prefill and not self._any_open(prefill, now_s, way.ceiling)):
+        if queue.waiting or queue.keeps_accounts:
+            return False
+        if prefill and not self._any_open(prefill, now_s, way.ceiling, self.urgency(request)):
             return False
         claim = demand.claim(priority, now_s)
         roomy: set[str] | None = None
@@ -201,7 +204,7 @@ class Admission:
     def urgency(self, request: Request) -> int | None:
         """Its priority, if what lower bands have waiting for prefill in engines gives way to it; None where nothing does."""
         priority = request.priority
-        return priority if self._contested and priority > self._lowest and self._flow.recall else None
+        return priority if self._contested and priority > self._lowest and self._recalls else None
 
     def is_in_the_way(self, request: Request, urgency: int, member: Member, now_s: float) -> bool:
         """What gives way there would keep the request waiting for more than a step, or may take the room that it needs."""
@@ -441,8 +444,8 @@ class Admission:
         """What a prompt of no length would take there."""
         return self._rates.rates(member.endpoint.variant).base_s
 
-    def _any_open(self, prefill: Sequence[Member], now_s: float, ceiling: float) -> bool:
-        return any(self.is_open(member, now_s, ceiling) for member in prefill)
+    def _any_open(self, prefill: Sequence[Member], now_s: float, ceiling: float, urgency: int | None) -> bool:
+        return any(self.is_open(member, now_s, ceiling, urgency) for member in prefill)
 
     def _is_ample(self, members: Sequence[Member], claim: Claim | None, request: Request, now_s: float) -> bool:
         """There is room enough for everybody, so that it need not be looked for. If not, it is not for a while."""
@@ -466,7 +469,7 @@ class Admission:
     ) -> bool:
         """One of `members` is open for the band's next request, and one of `prefill` if there are any; ejected ones count if there are no
         others."""
-        if prefill and not self._any_open(prefill, now_s, band.config.ceiling):
+        if prefill and not self._any_open(prefill, now_s, band.config.ceiling, self.urgency(request)):
             return False
         maybe_open = self._maybe_open
         claim = self._claim(request, members, now_s)

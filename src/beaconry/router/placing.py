@@ -94,7 +94,7 @@ class Placing:
             return Plan(WHOLE, whole)
         members = self.members.worth_judging(request, tried, finding, now_s, self._rng, WHOLE)
         cached_tokens = max((finding.view(member.endpoint).matched_tokens for member in members), default=0)
-        prefill = self._prefill(request.model, tried, now_s)
+        prefill = self._prefill(request, tried, now_s)
         chosen = plan(self._knobs, request, cached_tokens=cached_tokens, prefill=prefill)
         if chosen.reason in LITTLE and self._sooner_apart(request, members, tried, now_s):
             return plan(self._knobs, request, cached_tokens=cached_tokens, prefill=prefill, sooner_apart=True)
@@ -114,9 +114,10 @@ class Placing:
         detour_s = min(admission.wait_s(member, now_s) + admission.step_s(member) for member in apart)
         return wait_s > detour_s + self._caches.links.fetch_s(members[0].endpoint, request.prompt_tokens)
 
-    def _prefill(self, model: str, tried: Sequence[str], now_s: float) -> Prefill:
-        members = self.members.open_to(model, now_s, tried, PREFILL)
-        if any(self._admission.is_open(member, now_s) for member in members):
+    def _prefill(self, request: Request, tried: Sequence[str], now_s: float) -> Prefill:
+        members = self.members.open_to(request.model, now_s, tried, PREFILL)
+        urgency = self._admission.urgency(request)
+        if any(self._admission.is_open(member, now_s, urgency=urgency) for member in members):
             return Prefill.OPEN
         return Prefill.FULL if members else Prefill.NONE
 

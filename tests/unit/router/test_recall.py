@@ -64,7 +64,7 @@ def test_what_was_computed_counts_as_cached_where_it_was():
 
 @pytest.mark.parametrize(
     ("knobs", "fields"),
-    [({"recall": False}, {}), ({}, {"priority": 0}), ({}, {"priority": -1}), ({"enabled": False, "recall": False}, {})],
+    [({"recall": False}, {}), ({}, {"priority": 0}), ({}, {"priority": -1}), ({"enabled": False}, {})],
     ids=["turned off", "same band", "lower band", "no flow control"],
 )
 def test_nothing_is_taken_back_for(knobs: dict[str, bool], fields: dict[str, int]):
