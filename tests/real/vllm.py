@@ -1,17 +1,23 @@
 """vLLM on the CPU, two engines of a tiny model: who can run it, and the spec that starts them."""
 
+import asyncio
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import urllib.request
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 
+from beaconry.config.loading import load_yaml
+from beaconry.io.children.supervisor import ProcessCrashed, ProcessReady, Supervisor, free_ports
+from beaconry.manifests.model_service import ModelService
+from beaconry.manifests.processes import count_ports, plan_processes
 from tests.real.tiny_model import make
 
 START_WITHIN_S = 300.0
@@ -100,6 +106,31 @@ def serving(directory, text):
         if reading.is_alive():
             reading.join(10.0)
         process.stdout.close()
+
+
+@asynccontextmanager
+async def engine(text):
+    """The one engine of a spec, without a gateway; yields its process as planned."""
+    service = load_yaml(text, ModelService, "tiny.yaml")
+    ports = free_ports(count_ports(service), "127.0.0.1", random.Random())
+    (process,) = plan_processes(service, ports, "python")
+    begun = asyncio.Event()
+    crashes = []
+
+    def seen(event):
+        crashes.extend([event] if isinstance(event, ProcessCrashed) else [])
+        if isinstance(event, ProcessReady | ProcessCrashed):
+            begun.set()
+
+    supervisor = Supervisor((process,), environment=os.environ, on_event=seen)
+    keeping = asyncio.create_task(supervisor.run())
+    try:
+        await asyncio.wait_for(begun.wait(), START_WITHIN_S)
+        assert not crashes, crashes
+        yield process
+    finally:
+        supervisor.stop(10.0)
+        await keeping
 
 
 def ask(gateway, path, body):
