@@ -38,14 +38,6 @@ from beaconry.values.outcome import Outcome
 from beaconry.values.request import Request, Usage
 from beaconry.values.stage import DECODE, PREFILL, WHOLE, Stage
 
-WHY_DROPPED = {
-    Outcome.NO_ENDPOINT: "no engine can serve this model at present",
-    Outcome.QUEUE_FULL: "too many requests are waiting; try again later",
-    Outcome.DISPLACED: "too many requests are waiting, and others went first; try again later",
-    Outcome.OBJECTIVE_MISSED: "the first token would come after this request's objective; try again later",
-    Outcome.QUEUE_EXPIRED: "the engines had no room for this request in time; try again later",
-}
-"""What callers are told who are not served."""
 SPLIT = "\0prefill"
 """Ends the name of a lane of requests that are to run in two legs; no model's name has such an ending."""
 PRESSED_S = 5.0

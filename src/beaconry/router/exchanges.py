@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from beaconry.flowcontrol.control import MAX_RETRY_AFTER_S
-from beaconry.router.admission import WHY_DROPPED, Admission
+from beaconry.router.admission import Admission
 from beaconry.router.effects import Answer, BreakStream, Effect, Ended
 from beaconry.router.exchange import Exchange
 from beaconry.router.statistics import ModelCounters
@@ -13,6 +13,15 @@ from beaconry.values.candidate import Forecast
 from beaconry.values.errors import InternalError
 from beaconry.values.outcome import Outcome
 from beaconry.values.request import Request
+
+_WHY_DROPPED = {
+    Outcome.NO_ENDPOINT: "no engine can serve this model at present",
+    Outcome.QUEUE_FULL: "too many requests are waiting; try again later",
+    Outcome.DISPLACED: "too many requests are waiting, and others went first; try again later",
+    Outcome.OBJECTIVE_MISSED: "the first token would come after this request's objective; try again later",
+    Outcome.QUEUE_EXPIRED: "the engines had no room for this request in time; try again later",
+}
+"""What callers are told who are not served."""
 
 
 class Exchanges:
@@ -63,7 +72,7 @@ class Exchanges:
     def drop(self, exchange: Exchange, outcome: Outcome, now_s: float, effects: list[Effect]) -> None:
         """Answer a request that is not to be served."""
         status = 503 if outcome is Outcome.NO_ENDPOINT else 429
-        self.answer(exchange, status, outcome, WHY_DROPPED[outcome], now_s, effects)
+        self.answer(exchange, status, outcome, _WHY_DROPPED[outcome], now_s, effects)
 
     def answer(
         self, exchange: Exchange, status: int, outcome: Outcome, message: str, now_s: float, effects: list[Effect]
