@@ -90,16 +90,17 @@ class FlowControl:
         self._room.add(ticket.request)
         return victims
 
-    def has_room(self, ticket: Ticket) -> bool:
-        """No bound keeps it from waiting."""
-        return not (self._room.lacks(ticket.request) or ticket.band.room.lacks(ticket.request))
-
-    def put_back(self, ticket: Ticket, spent: Ticket | None, sent_s: float, now_s: float) -> None:
+    def put_back(self, ticket: Ticket, spent: Ticket | None, sent_s: float, now_s: float) -> list[Ticket] | None:
         """Let a request wait again that was dispatched at `sent_s` and has come back, as if it had waited all the time but for when it was
-        away; for as long as may wait in an engine at least, so that it is not sent in vain. There is room for it (`has_room`).
+        away; for as long as may wait in an engine at least, so that it is not sent in vain. Returns those that had to leave the queue for
+        it, which have waited for less; None, and nothing has changed, if that does not make room.
 
         `ticket` is a fresh one; `spent` the one with which it was dispatched, None if it had not been queued.
         """
+        victims = self._make_room(ticket, returning=True)
+        if victims is None:
+            self.lane(ticket.lane).tidy(ticket.band)
+            return None
         self._returned += 1
         ticket.number = -self._returned
         ticket.why = Why.RECALLED
@@ -111,17 +112,19 @@ class FlowControl:
         ticket.band.push(ticket, again=True)
         self._by_expiry.push(ticket.expires_s, ticket)
         self._room.add(ticket.request)
+        return victims
 
-    def _make_room(self, ticket: Ticket) -> list[Ticket] | None:
-        """Let go of the newest in lower bands, lowest first, or of one in its own with more waiting. None: there is no room for it."""
+    def _make_room(self, ticket: Ticket, *, returning: bool = False) -> list[Ticket] | None:
+        """Let go of the newest in lower bands, lowest first, or of one in its own with more waiting, or, if the ticket's request returns,
+        just later. None: there is no room for it."""
         request, band, room = ticket.request, ticket.band, self._room
         if band.room.lacks(request):
-            return self._swap(ticket)
+            return self._swap(ticket, returning=returning)
         if not room.lacks(request):
             return []
         lower = [b for lane in self._lanes.values() for b in lane.bands.values() if b.priority < band.priority]
         if room.lacks(request, _sums(b.room for b in lower)):
-            return self._swap(ticket)
+            return self._swap(ticket, returning=returning)
         victims: list[Ticket] = []
         for one in sorted(lower, key=lambda b: b.priority):
             while one.room.requests and room.lacks(request):
@@ -129,17 +132,18 @@ class FlowControl:
                 self._leave(victims[-1])
         return victims
 
-    def _swap(self, ticket: Ticket) -> list[Ticket] | None:
+    def _swap(self, ticket: Ticket, *, returning: bool) -> list[Ticket] | None:
         band = ticket.band
         if not band.room.requests:
             return None
         victim = band.newest_of_largest()
-        if not band.gives_way(victim, ticket):
+        if not (returning or band.gives_way(victim, ticket)):
             return None
         leaving = (1, victim.request.prompt_tokens, victim.request.prompt_bytes)
         if band.room.lacks(ticket.request, leaving) or self._room.lacks(ticket.request, leaving):
             return None
-        self._leave(victim)
+        band.remove(victim)  # and is not forgotten if it is empty now: the ticket is about to be in it
+        self._left(victim)
         return [victim]
 
     # -- turn
@@ -232,8 +236,8 @@ class FlowControl:
     def check(self) -> None:
         """Raise InternalError if an invariant does not hold."""
         bands = [band for lane in self._lanes.values() for band in lane.bands.values()]
-        for band in bands:
-            band.check()
+        for lane in self._lanes.values():
+            lane.check()
         sums = _sums(band.room for band in bands)
         if sums != self._room.sums or len(self._by_expiry) != sums[0]:
             raise InternalError(f"flow control: {sums} wait, {self._room.sums} are counted")

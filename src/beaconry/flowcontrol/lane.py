@@ -7,6 +7,7 @@ from beaconry.flowcontrol.band import Band
 from beaconry.flowcontrol.demand import Demand
 from beaconry.flowcontrol.pace import Pace
 from beaconry.flowcontrol.ticket import Ticket
+from beaconry.values.errors import InternalError
 
 OTHER = "other"
 """The name of all bands that are not configured."""
@@ -53,6 +54,13 @@ class Lane:
         priority = ticket.band.priority
         higher = sum(band.room.requests for band in self.bands.values() if band.priority > priority)
         return higher + ticket.band.turns_before(ticket)
+
+    def check(self) -> None:
+        """Raise InternalError if an invariant does not hold."""
+        for band in self.bands.values():
+            band.check()
+            if not band.room.requests and band.priority not in self._configured:
+                raise InternalError(f"flow control: an empty band {band.priority} is kept")
 
     def _add(self, config: BandConfig) -> Band:
         band = Band(config, self._ttl_s)

@@ -209,15 +209,15 @@ class Admission:
         wait_s = max(tokens * self.token_s(member), member.oldest_wait_s(now_s))
         return wait_s > self.step_s(member) or not self._capacity.ample(member, None, request.prompt_tokens)
 
-    def put_back(self, leg: Leg, now_s: float) -> bool:
-        """Let the request of a leg that may return wait again. False, and nothing changed, if the queue has no room for it."""
+    def put_back(self, leg: Leg, now_s: float) -> list[Ticket] | None:
+        """Let the request of a leg that may return wait again. Returns those that had to leave the queue for it; None, and nothing has
+        changed, if there is no room for it."""
         exchange = leg.exchange
         ticket = self._ticket(exchange.request, leg.member.endpoint.variant, now_s, split=leg.stage is PREFILL)
-        if not self.queue.has_room(ticket):
-            return False
-        self.queue.put_back(ticket, exchange.ticket, leg.dispatched_s, now_s)
-        exchange.ticket = ticket
-        return True
+        victims = self.queue.put_back(ticket, exchange.ticket, leg.dispatched_s, now_s)
+        if victims is not None:
+            exchange.ticket = ticket
+        return victims
 
     def _soonest(
         self, request: Request, members: list[Member], candidates: list[Candidate], now_s: float

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from beaconry.flowcontrol.control import MAX_RETRY_AFTER_S
+from beaconry.flowcontrol.ticket import Ticket
 from beaconry.router.admission import Admission
 from beaconry.router.effects import Answer, BreakStream, Effect, Ended
 from beaconry.router.exchange import Exchange
@@ -73,6 +74,11 @@ class Exchanges:
         """Answer a request that is not to be served."""
         status = 503 if outcome is Outcome.NO_ENDPOINT else 429
         self.answer(exchange, status, outcome, _WHY_DROPPED[outcome], now_s, effects)
+
+    def displace(self, tickets: Iterable[Ticket], now_s: float, effects: list[Effect]) -> None:
+        """Answer requests that had to leave the queue for others."""
+        for ticket in tickets:
+            self.drop(self._running[ticket.request.id], Outcome.DISPLACED, now_s, effects)
 
     def answer(
         self, exchange: Exchange, status: int, outcome: Outcome, message: str, now_s: float, effects: list[Effect]

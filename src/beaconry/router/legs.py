@@ -113,13 +113,19 @@ class Legs:
             return
         for number in [leg.id for leg in reversed(member.prefilling.values()) if leg.gives_way(urgency)]:
             leg = self._legs[number]
-            if self._admission.put_back(leg, now_s):
-                there_tokens = leg.candidate.matched_tokens + self._computed_tokens(leg, now_s)
-                effects.append(CancelLeg(leg.request.id, leg.id))
-                self._close(leg, now_s, there_tokens=there_tokens)
-                leg.exchange.attempts -= 1
-                leg.exchange.recalls += 1
-                self.recalls += 1
+            victims = self._admission.put_back(leg, now_s)
+            if victims is not None:
+                self._recall(leg, now_s, effects)
+                self._exchanges.displace(victims, now_s, effects)
+
+    def _recall(self, leg: Leg, now_s: float, effects: list[Effect]) -> None:
+        """End a leg whose request waits again."""
+        there_tokens = leg.candidate.matched_tokens + self._computed_tokens(leg, now_s)
+        effects.append(CancelLeg(leg.request.id, leg.id))
+        self._close(leg, now_s, there_tokens=there_tokens)
+        leg.exchange.attempts -= 1
+        leg.exchange.recalls += 1
+        self.recalls += 1
 
     def _computed_tokens(self, leg: Leg, now_s: float) -> int:
         """How much of a leg's prompt has probably been computed: engines take one after the other."""

@@ -216,9 +216,9 @@ class Member:
 
     def _left_prefill(self, leg: InFlight, now_s: float) -> None:
         self.prefill_tokens -= leg.uncached_tokens
-        self.turn_s = now_s
-        if leg.dispatched_s == self.oldest_s:
-            first = next(iter(self.prefilling.values()), None)
+        first = next(iter(self.prefilling.values()), None)
+        if first is None or first.id > leg.id:  # it was the oldest
+            self.turn_s = now_s
             self.oldest_s = inf if first is None else first.dispatched_s
 
     def oldest_wait_s(self, now_s: float) -> float:

@@ -224,9 +224,10 @@ class Router:
             return
         ticket, victims = self._admission.arrive(exchange.request, members, now_s, prefill)
         exchange.ticket = ticket
-        for victim in victims:
-            outcome = Outcome.QUEUE_FULL if victim is ticket else Outcome.DISPLACED
-            self._exchanges.drop(self._exchanges[victim.request.id], outcome, now_s, effects)
+        if victims == [ticket]:
+            self._exchanges.drop(exchange, Outcome.QUEUE_FULL, now_s, effects)
+        else:
+            self._exchanges.displace(victims, now_s, effects)
         if ticket.waiting and ticket.why:  # else it is its turn at once, whatever the pace has been
             self._exchanges.refused_late(exchange, (), now_s, effects)
 

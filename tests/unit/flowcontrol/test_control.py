@@ -137,6 +137,25 @@ def test_a_weight_lets_a_tenant_have_more_waiting():
     assert light.waiting
 
 
+def test_who_takes_the_place_of_all_that_waits_in_a_band_of_its_own_making_waits_there():
+    queue = Queue(queued_requests=1)
+    light, _ = queue.offer(priority=5, tenant="light", weight=1.0)
+    heavy, out = queue.offer(priority=5, tenant="heavy", weight=2.0)
+    assert out == [light]
+    assert queue.order() == [heavy]
+
+
+def test_who_came_last_makes_room_for_who_comes_back():
+    queue = Queue(queued_requests=2)
+    spent, _ = queue.offer()
+    queue.next()
+    stays, leaves = queue.offer()[0], queue.offer()[0]
+    returned = queue.control.ticket("m", spent.request, 0.0, 1.0)
+    assert queue.control.put_back(returned, spent, 0.5, 1.0) == [leaves]
+    queue.control.check()
+    assert queue.order() == [returned, stays]
+
+
 def test_bands_have_bounds_of_their_own():
     queue = Queue(bands=(BandConfig(name="b", priority=-1, queued_requests=1),))
     queue.offer(priority=-1)
@@ -263,9 +282,13 @@ class Life(RuleBasedStateMachine):
     def come_back(self, which: int) -> None:
         spent, sent_s = self.sent.pop(which % len(self.sent))
         ticket = self.control.ticket("m", spent.request, 10.0, self.now_s)
-        if not self.control.has_room(ticket):
+        victims = self.control.put_back(ticket, spent, sent_s, self.now_s)
+        if victims is None:
             return
-        self.control.put_back(ticket, spent, sent_s, self.now_s)
+        for victim in victims:
+            assert victim.number > ticket.number, "who has waited for less gives way"
+            assert victim.request.priority <= ticket.request.priority
+            self.end(victim)
         away_s = self.now_s - sent_s
         assert ticket.expires_s == max(spent.expires_s + away_s, self.now_s + self.control.config.engine_wait_s)
         self.waiting.append(ticket)

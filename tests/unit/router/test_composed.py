@@ -128,6 +128,9 @@ class Chaos:
         waiting = sum(band.queued_requests for band in statistics.flow.bands)
         assert (statistics.in_flight, waiting) == (len(self.open), sum(its is None for its in self.open.values()))
         assert not self.open or self.wakes[0] <= self.now_s + 60.0
+        busy = {its.endpoint.name for its in self.open.values() if its is not None}
+        pinned = {name for name in NAMES if self.router._caches.approximate.pinned(name)}
+        assert pinned <= busy, "no block is held by what is over"
         # a probe shuts its endpoint to all others in the midst of a fact: what that changes for these shows with the next
         assert self.whose_turn() is None or any(one.state == State.PROBING for one in statistics.endpoints)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from beaconry.config.flow import BandConfig
-from beaconry.router.effects import CancelLeg, Effect, StartLeg
+from beaconry.router.effects import Answer, CancelLeg, Effect, Ended, StartLeg
 from beaconry.router.exchange import RECALLS
 from beaconry.router.facts import ClientLeft, LegFinished, LegStarted
 from beaconry.values.outcome import Outcome
@@ -136,9 +136,29 @@ def test_a_client_that_leaves_meanwhile_leaves_nothing_behind():
     assert contest.router.statistics(contest.now_s).in_flight == 0
 
 
+def test_of_two_in_prefill_what_the_first_has_computed_is_kept():
+    contest = Contest()
+    contest.tell(LegStarted(contest.low))
+    contest.arrive("before", prefix=(100, 101), prompt_tokens=2 * BLOCK_TOKENS, block_tokens=BLOCK_TOKENS)
+    contest.arrive("behind", prompt_tokens=10)
+    contest.now_s += 0.1
+    assert kinds(contest.high())[:2] == [(CancelLeg, "behind"), (CancelLeg, "before")]
+    assert contest.router._caches.approximate.match((100, 101))["a"].blocks == 2
+
+
 def test_where_the_queue_has_no_room_for_it_it_stays_with_its_engine():
     contest = Contest(queued_tokens=1999)
     assert kinds(contest.high()) == [(StartLeg, "high")]
+    (lane,) = contest.router._admission.queue._lanes.values()
+    assert list(lane.bands) == [0], "no band is left behind"
+
+
+def test_in_a_full_queue_who_came_last_of_its_band_gives_way_to_who_is_taken_back():
+    contest = Contest(queued_requests=2)
+    assert contest.arrive("second") == contest.arrive("third") == []
+    effects = contest.high(prompt_tokens=1500)
+    assert kinds(effects) == [(CancelLeg, "low"), (Answer, "third"), (Ended, "third"), (StartLeg, "high")]
+    assert outcomes(effects) == {"third": Outcome.DISPLACED}
 
 
 def test_what_is_sent_again_is_one_request_for_those_that_keep_room():
