@@ -451,6 +451,8 @@ class Life(RuleBasedStateMachine):
             "ab", queued_requests=4, ttl_s=6.0, hold_s=3.0, bands=(BandConfig(name="low", priority=-1, ceiling=0.5),)
         )
         self.open: dict[str, int | None] = {}
+        self.told: set[str] = set()
+        """Requests whose clients have something of their answer."""
         self.count = 0
 
     def tell(self, fact: Fact, after_s: float = 0.0) -> None:
@@ -461,6 +463,7 @@ class Life(RuleBasedStateMachine):
             match effect:
                 case StartLeg():
                     assert self.open[effect.request_id] is None
+                    assert effect.request_id not in self.told
                     self.open[effect.request_id] = effect.leg
                 case CancelLeg():
                     self.open[effect.request_id] = None
@@ -487,6 +490,7 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data())
     def begin(self, data: st.DataObject) -> None:
         if (leg := self.leg(data)) is not None:
+            self.told.update(name for name, its in self.open.items() if its == leg)
             self.tell(LegStarted(leg), 0.05)
 
     @rule(data=st.data())

@@ -438,6 +438,8 @@ class Life(RuleBasedStateMachine):
         self.open: dict[str, StartLeg | None] = {}
         self.handed: dict[str, Endpoint] = {}
         self.begun: set[int] = set()
+        self.told: set[str] = set()
+        """Requests whose clients have something of their answer."""
         self.count = 0
 
     def tell(self, fact: Fact, after_s: float = 0.0) -> None:
@@ -445,6 +447,7 @@ class Life(RuleBasedStateMachine):
             match effect:
                 case StartLeg():
                     assert self.open[effect.request_id] is None
+                    assert effect.request_id not in self.told
                     self.open[effect.request_id] = effect
                     assert effect.source == self.handed.pop(effect.request_id, None)
                     assert (effect.stage is Stage.DECODE) == (effect.source is not None)
@@ -463,19 +466,25 @@ class Life(RuleBasedStateMachine):
         legs = {its.leg: its for its in self.open.values() if its is not None and its.stage in stages}
         return legs[data.draw(st.sampled_from(sorted(legs)))] if legs else None
 
-    @rule(stream=st.booleans(), blocks=st.integers(0, 5), first=st.integers(0, 3))
-    def arrive(self, stream: bool, blocks: int, first: int) -> None:
+    @rule(
+        stream=st.booleans(),
+        blocks=st.sampled_from([0, 1, 2, 5, 20]),
+        first=st.integers(0, 3),
+        priority=st.integers(0, 1),
+    )
+    def arrive(self, stream: bool, blocks: int, first: int, priority: int) -> None:
         self.count += 1
         name = f"r{self.count}"
         self.open[name] = None
         prefix = tuple(100 * first + i for i in range(blocks))
-        tokens = 64 * blocks + 10
-        self.tell(RequestArrived(request(name, self.bench.now_s, stream=stream, prefix=prefix, prompt_tokens=tokens)))
+        asked = {"stream": stream, "prefix": prefix, "prompt_tokens": 64 * blocks + 10, "priority": priority}
+        self.tell(RequestArrived(request(name, self.bench.now_s, **asked)))
 
     @rule(data=st.data())
     def begin(self, data: st.DataObject) -> None:
         if (its := self.leg(data, Stage.WHOLE, Stage.DECODE)) is not None:
             self.begun.add(its.leg)
+            self.told.add(its.request_id)
             self.tell(LegStarted(its.leg), 0.01)
 
     @rule(
