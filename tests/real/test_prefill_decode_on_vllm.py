@@ -26,6 +26,8 @@ pytestmark = pytest.mark.real
 
 POOLS = "[{name: prefill, role: prefill}, {name: decode, role: decode}]"
 QUIET = Path(__file__).parent / "quiet_nixl"
+NIXL = f", UCX_TLS: 'tcp,self,sm', UCX_NET_DEVICES: lo, PYTHONPATH: '{QUIET}'"
+"""Of engines' environment."""
 FETCHED = 'vllm:prompt_tokens_by_source_total{source="external_kv_transfer"}'
 COMPUTED = 'vllm:prompt_tokens_by_source_total{source="local_compute"}'
 
@@ -77,17 +79,22 @@ class Apart:
         return counts
 
 
-@pytest.fixture(scope="module")
-def apart(tmp_path_factory):
-    """Both engines; skipped where vLLM has no NIXL."""
+def skip_without_nixl():
+    """Skips the test where vLLM has no NIXL."""
     if subprocess.run([vllm_python(), "-c", "import nixl"], check=False, capture_output=True).returncode:
         pytest.skip("NIXL is missing: `make real` installs it, or install nixl==1.5.1 beside vLLM")
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """Both engines."""
+    skip_without_nixl()
     directory = tmp_path_factory.mktemp("vllm")
     text = spec(
         directory / "tiny",
         pools=POOLS,
         flags=("--load-format=auto", "--dtype=float32"),
-        variables=f", UCX_TLS: 'tcp,self,sm', UCX_NET_DEVICES: lo, PYTHONPATH: '{QUIET}'",
+        variables=NIXL,
         router=", disaggregation: {minUncachedTokens: 100}",
         tie_word_embeddings=False,
         torch_dtype="float32",
