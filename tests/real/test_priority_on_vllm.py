@@ -1,21 +1,15 @@
 """A real vLLM that serves by priority is told it by the gateway: what came last overtakes what waits in the engine."""
 
 import asyncio
-import os
-import random
 
 import pytest
 
 from beaconry.apps.assemble import Gateway
 from beaconry.config.flow import Flow
 from beaconry.config.gateway import EndpointConfig, GatewayConfig, Listen
-from beaconry.config.loading import load_yaml
 from beaconry.config.tenants import Objective, TrustedHeader
-from beaconry.io.children.supervisor import ProcessCrashed, ProcessReady, Supervisor, free_ports
-from beaconry.manifests.model_service import ModelService
-from beaconry.manifests.processes import count_ports, plan_processes
 from tests.loopback.engine_client import call, metrics
-from tests.real.vllm import START_WITHIN_S, spec
+from tests.real.vllm import engine, spec
 
 pytestmark = pytest.mark.real
 
@@ -76,30 +70,13 @@ async def served(process):
 )
 def test_the_higher_band_overtakes_in_an_engine_that_serves_by_priority(tmp_path, policy, order):
     flags = ("--max-num-seqs=1", f"--scheduling-policy={policy}")
-    service = load_yaml(spec(tmp_path / "tiny", pools="[{}]", flags=flags), ModelService, "tiny.yaml")
-    ports = free_ports(count_ports(service), "127.0.0.1", random.Random())
-    processes = plan_processes(service, ports, "python")
+    text = spec(tmp_path / "tiny", pools="[{}]", flags=flags)
 
     async def main():
-        begun = asyncio.Event()
-        crashes = []
-
-        def seen(event):
-            crashes.extend([event] if isinstance(event, ProcessCrashed) else [])
-            if isinstance(event, ProcessReady | ProcessCrashed):
-                begun.set()
-
-        supervisor = Supervisor(processes, environment=os.environ, on_event=seen)
-        keeping = asyncio.create_task(supervisor.run())
-        try:
-            await asyncio.wait_for(begun.wait(), START_WITHIN_S)
-            assert not crashes, crashes
-            assert await served(processes[0]) == order
+        async with engine(text) as process:
+            assert await served(process) == order
             given = {"model": "tiny", "prompt": "a", "max_tokens": 1, "priority": 5}
-            told = await call(processes[0].port, "/v1/completions", given, headers=["content-type: application/json"])
+            told = await call(process.port, "/v1/completions", given, headers=["content-type: application/json"])
             assert told.status == 200  # an engine without the policy does not mind either
-        finally:
-            supervisor.stop(10.0)
-            await keeping
 
     asyncio.run(main())
