@@ -147,13 +147,13 @@ class Admission:
             self._lowest = min(self._lowest, priority)
         if queue.waiting or queue.keeps_accounts:
             return False
-        if prefill and not self._any_open(prefill, now_s, way.ceiling, self.urgency(request)):
+        if prefill and not self._any_open(prefill, now_s, way.ceiling, self.urgency(request, now_s)):
             return False
         claim = demand.claim(priority, now_s)
         roomy: set[str] | None = None
         if contested and not self._is_ample(members, claim, request, now_s) and claim is not None:
             roomy = self._reserve.roomy(claim, request, members, now_s)
-        urgency = self.urgency(request) if claim is None else None
+        urgency = self.urgency(request, now_s) if claim is None else None
         ceiling = way.ceiling if roomy is None else _BEHIND * way.ceiling
         for member in members:
             if (
@@ -193,10 +193,12 @@ class Admission:
             c for c in candidates if c.endpoint.name in roomy or reserve.worth_waiting(c, c.matched_tokens - matched)
         ]
 
-    def urgency(self, request: Request) -> int | None:
-        """Its priority, if what lower bands have waiting for prefill in engines gives way to it; None where nothing does."""
-        priority = request.priority
-        return priority if self._contested and priority > self._lowest and self._recalls else None
+    def urgency(self, request: Request, now_s: float) -> int | None:
+        """Its priority, if what lower bands have waiting for prefill in engines gives way to it; None where nothing does: there is one
+        band, or room enough for everybody."""
+        if not self._contested or now_s >= self._pressed_until_s or not self._flow.recall:
+            return None
+        return request.priority if request.priority > self._lowest else None
 
     def is_in_the_way(self, request: Request, urgency: int, member: Member, now_s: float) -> bool:
         """What gives way there would keep the request waiting for more than a step, or may take the room that it needs."""
@@ -223,7 +225,7 @@ class Admission:
         self, request: Request, members: list[Member], candidates: list[Candidate], now_s: float
     ) -> list[Candidate]:
         """Of the open endpoints, if there are any, those where a request for which room is kept begins soonest."""
-        urgency = self.urgency(request)
+        urgency = self.urgency(request, now_s)
         pairs = list(zip(members, candidates, strict=True))
         pairs = [(m, c) for m, c in pairs if self.is_open(m, now_s, urgency=urgency)] or pairs
         chosen, found_room = self._reserve.soonest(request, urgency, pairs, now_s)
@@ -461,11 +463,11 @@ class Admission:
     ) -> bool:
         """One of `members` is open for the band's next request, and one of `prefill` if there are any; ejected ones count if there are no
         others."""
-        if prefill and not self._any_open(prefill, now_s, band.config.ceiling, self.urgency(request)):
+        if prefill and not self._any_open(prefill, now_s, band.config.ceiling, self.urgency(request, now_s)):
             return False
         maybe_open = self._maybe_open
         claim = self._claim(request, members, now_s)
-        urgency = self.urgency(request) if claim is None else None
+        urgency = self.urgency(request, now_s) if claim is None else None
         if urgency is None and not maybe_open:
             return False
         last_resort = False

@@ -108,7 +108,7 @@ class Legs:
 
     def _make_way(self, request: Request, member: Member, now_s: float, effects: list[Effect]) -> None:
         """Take back what would keep a request of a higher band from its prefill at `member`; the latest first, so the oldest is next."""
-        urgency = self._admission.urgency(request)
+        urgency = self._admission.urgency(request, now_s)
         if urgency is None or not self._admission.is_in_the_way(request, urgency, member, now_s):
             return
         for number in [leg.id for leg in reversed(member.prefilling.values()) if leg.gives_way(urgency)]:

@@ -116,7 +116,7 @@ class Placing:
 
     def _prefill(self, request: Request, tried: Sequence[str], now_s: float) -> Prefill:
         members = self.members.open_to(request.model, now_s, tried, PREFILL)
-        urgency = self._admission.urgency(request)
+        urgency = self._admission.urgency(request, now_s)
         if any(self._admission.is_open(member, now_s, urgency=urgency) for member in members):
             return Prefill.OPEN
         return Prefill.FULL if members else Prefill.NONE
@@ -141,7 +141,7 @@ class Placing:
         members = self.members.worth_judging(request, tried, finding, now_s, self._rng, stage)
         if not members:
             return None
-        urgency = self._admission.urgency(request)
+        urgency = self._admission.urgency(request, now_s)
         candidates = [member.candidate(finding.view(member.endpoint), now_s, urgency) for member in members]
         if stage is PREFILL:
             candidates = [replace(candidate, stage=stage) for candidate in candidates]
