@@ -8,8 +8,8 @@ from beaconry.flowcontrol.pace import Pace
 
 DEMAND_S = 20.0
 """What came so long ago counts for a third."""
-MISSES = 0.01
-"""Share of a higher band's requests that may find no room: its 99th percentile is to hold."""
+MISSES = 0.005
+"""Share of a higher band's requests that may find no room: half of what its 99th percentile allows, the rest is for bad luck."""
 _MOST = 0.5
 """Share above which higher bands wait for themselves more than for lower ones: no larger reserve helps them."""
 _LARGE = 0.05

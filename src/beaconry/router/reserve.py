@@ -52,6 +52,8 @@ class Reserve:
             found_room = found_room or self._capacity.fits(member, needed, now_s)
             endpoint = candidate.endpoint
             wait_s = max(room_s, candidate.oldest_wait_s, rates.prefill_s(endpoint, candidate.prefill_tokens))
+            if ahead is not None and ahead.freed_requests:
+                wait_s += rates.rates(endpoint.variant).base_s  # the step in progress; and better nobody is taken back
             times.append(wait_s + _OWN * rates.prefill_s(endpoint, request.prompt_tokens - candidate.matched_tokens))
         latest_s = min(times) + rates.rates(pairs[0][1].endpoint.variant).base_s
         return [c for (_, c), time_s in zip(pairs, times, strict=True) if time_s <= latest_s], found_room

@@ -31,7 +31,7 @@ def test_the_highest_band_leaves_nothing_to_anybody():
     assert demand.claim(10, 120.0) is None
 
 
-@pytest.mark.parametrize(("share", "requests"), [(0.02, 2), (0.1, 2), (0.15, 3), (0.4, 6), (0.9, 7)])
+@pytest.mark.parametrize(("share", "requests"), [(0.02, 2), (0.1, 3), (0.15, 3), (0.4, 6), (0.9, 8)])
 def test_more_is_claimed_the_more_of_all_comes_from_higher_bands(share: float, requests: int):
     demand = mixed(10 * share, 10 * (1 - share))
     claim = demand.claim(0, 120.0)
@@ -55,7 +55,7 @@ def test_the_claim_grows_while_higher_bands_find_no_room_and_shrinks_while_they_
     for _ in range(2):
         demand.placed(found_room=False)
     missed = demand.claim(0, 120.1)
-    for _ in range(500):
+    for _ in range(1000):
         demand.placed(found_room=True)
     found = demand.claim(0, 120.2)
     assert usual is not None
