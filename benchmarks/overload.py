@@ -10,6 +10,7 @@ gateway whose queue is full says 429 is told by `benchmarks.refusals`.
 
     python -m benchmarks.overload
     python -m benchmarks.overload --workload "short chats" --mode on,by-priority --seeds 3
+    python -m benchmarks.overload --fleet 1x16 8x64 --mode on,no-recall
 """
 
 import gc
@@ -38,6 +39,7 @@ from beaconry.router.effects import StartLeg
 from beaconry.router.facts import EndpointSeen, LegFinished, LegStarted, RequestArrived
 from beaconry.router.router import Router
 from beaconry.scheduling.scheduler import make_scheduler
+from beaconry.sim.conditions import Conditions
 from beaconry.sim.fleet import Fleet
 from beaconry.values.endpoint import Endpoint, SchedulingPolicy
 from beaconry.values.outcome import Outcome
@@ -89,11 +91,15 @@ MODES = {
     mode.name: mode
     for mode in (
         ON,
+        Mode("no-recall", structs.replace(FLOW, recall=False)),
         Mode("evicting", structs.replace(FLOW, evict_sheddable=True)),
         Mode("by-priority", FLOW, by_priority=True),
         Mode("off", OFF),
     )
 }
+
+
+DEFAULT_MODES = ("on", "evicting", "by-priority", "off")
 
 
 def shapes(*shapes: Shape) -> Callable[[float, float, Random], Iterator[PlannedRequest]]:
@@ -127,7 +133,40 @@ WORKLOADS = {
         Shape(prompt_tokens=Bounds(low=2000, high=40_000), output_tokens=Bounds(low=10, high=100)),
         Shape(prompt_tokens=Bounds(low=20, high=100), output_tokens=Bounds(low=500, high=2000)),
     ),
+    "answers": shapes(Shape(prompt_tokens=Bounds(low=50, high=400), output_tokens=Bounds(low=100, high=500))),
+    "prompts": shapes(Shape(prompt_tokens=Bounds(low=500, high=4000), output_tokens=Bounds(low=10, high=200))),
 }
+
+
+class Site(Struct, frozen=True, kw_only=True):
+    """Engines, what comes to them, and how far they are."""
+
+    workload: str
+    full_rate: float
+    engines: int = ENGINES
+    settings: EngineSettings = SETTINGS
+    conditions: Conditions = Conditions()
+
+
+_BLIND, _FAR = Conditions(scrape_loss=1.0), Conditions(scrape_delay_s=1.0, engine_s=0.01)
+_WIDE = structs.replace(SETTINGS, num_blocks=2048, max_num_seqs=256)
+FLEETS = {
+    "1x16": Site(workload="short chats", full_rate=5.5, engines=1, settings=structs.replace(SETTINGS, max_num_seqs=16)),
+    "2x256": Site(workload="answers", full_rate=11.7, engines=2, settings=_WIDE),
+    "2x256-blind": Site(workload="answers", full_rate=11.7, engines=2, settings=_WIDE, conditions=_BLIND),
+    "8x64": Site(
+        workload="prompts",
+        full_rate=55.0,
+        engines=8,
+        settings=structs.replace(SETTINGS, num_blocks=8192, max_num_seqs=64),
+    ),
+    "16x32": Site(workload="short chats", full_rate=145.0, engines=16),
+    "4x32-blind": Site(workload="short chats", full_rate=37.0, conditions=_BLIND),
+    "4x32-far": Site(workload="short chats", full_rate=37.0, conditions=_FAR),
+}
+"""Other fleets, by engines and places; none of them was used to choose a rule but the first. Blind: without metrics. Far: metrics are 1 s
+old, and engines 10 ms away."""
+SITES = {name: Site(workload=name, full_rate=rate) for name, rate in FULL_RATE.items()} | FLEETS
 
 
 class Marks:
@@ -150,6 +189,7 @@ class Run(Struct, frozen=True, kw_only=True):
     """One run in figures, over the requests that arrived while it counted."""
 
     workload: str
+    """Or the fleet."""
     mode: str
     seed: int
     done_per_s: float
@@ -175,9 +215,9 @@ class Run(Struct, frozen=True, kw_only=True):
     """For how long these had generated, all together."""
 
 
-def run(workload: str, load: int, mode: Mode, seed: int, counted_s: float = COUNTED_S) -> Run:
-    """One virtual run."""
-    until_s = WARMUP_S + counted_s
+def run(name: str, load: int, mode: Mode, seed: int, counted_s: float = COUNTED_S) -> Run:
+    """One virtual run of the site with this name."""
+    site, until_s = SITES[name], WARMUP_S + counted_s
     rates, marks = RateBook(), Marks(seed)
     backlog = Backlog([name for name, _ in TENANTS], WARMUP_S, until_s)
     router = Watched(
@@ -189,19 +229,21 @@ def run(workload: str, load: int, mode: Mode, seed: int, counted_s: float = COUN
         backlog=backlog,
         priority=BANDS[1][1],
     )
-    settings = structs.replace(SETTINGS, by_priority=mode.by_priority)
+    settings = structs.replace(site.settings, by_priority=mode.by_priority)
     policy = SchedulingPolicy.PRIORITY if mode.by_priority else SchedulingPolicy.FCFS
-    names = [f"engine-{i}" for i in range(ENGINES)]
+    names = [f"engine-{i}" for i in range(site.engines)]
     fleet = Fleet(
         [router],
-        {name: Engine(settings, TIMING) for name in names},
-        {name: Endpoint(name=name, host="sim", port=1, model="m", scheduling_policy=policy) for name in names},
+        {each: Engine(settings, TIMING) for each in names},
+        {each: Endpoint(name=each, host="sim", port=1, model="m", scheduling_policy=policy) for each in names},
+        conditions=site.conditions,
         mark=marks,
     )
-    plan = Plan(WORKLOADS[workload](FULL_RATE[workload] * load / 100, until_s, Random(seed)), until_s=until_s)
+    rate = site.full_rate * load / 100
+    plan = Plan(WORKLOADS[site.workload](rate, until_s, Random(seed)), until_s=until_s)
     samples = fleet.run(plan, until_s=until_s + DRAIN_S)
     shares = backlog.shares()
-    return summarise(samples, marks, counted_s, shares=shares, workload=workload, mode=mode.name, seed=seed, load=load)
+    return summarise(samples, marks, counted_s, shares=shares, workload=name, mode=mode.name, seed=seed, load=load)
 
 
 def summarise(samples: Sequence[Sample], marks: Marks, counted_s: float, **what: Any) -> Run:
@@ -330,40 +372,46 @@ def row(runs: Sequence[Run]) -> tuple[object, ...]:
     )
 
 
+def cost(queued: int) -> dict[str, float | None]:
+    """What flow control costs."""
+    pairs = [(cpu_us_per_request(OFF, 3000), cpu_us_per_request(FLOW, 3000)) for _ in range(3)]
+    queue = long_queue(queued)
+    return {
+        "router CPU per request without flow control, us": report.median([off for off, _ in pairs]),
+        "with, us": report.median([on for _, on in pairs]),
+        "bytes per queued request": queue.bytes_per_request,
+        "CPU to queue one, us": queue.offer_us,
+        "CPU per turn, us": queue.turn_us,
+    }
+
+
 def main() -> None:
     parser = report.options(__doc__.splitlines()[0])
-    parser.add_argument("--workload", default=",".join(WORKLOADS), help="names, separated by commas")
-    parser.add_argument("--mode", default=",".join(MODES), help="names, separated by commas")
+    parser.add_argument("--workload", default=",".join(FULL_RATE), help="names, separated by commas")
+    parser.add_argument(
+        "--fleet", nargs="+", choices=list(FLEETS), default=[], help="other fleets, with their workloads; no cost"
+    )
+    parser.add_argument("--mode", default=",".join(DEFAULT_MODES), help=f"of {', '.join(MODES)}; separated by commas")
     parser.add_argument("--load", default=",".join(map(str, LOADS)), help="percent, separated by commas")
     parser.add_argument("--seeds", type=int, default=1, help="how many; medians are shown")
     parser.add_argument("--seconds", type=float, default=COUNTED_S, help="how long each run counts")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     args = parser.parse_args()
-    workloads = ["short chats"] if args.smoke else args.workload.split(",")
+    names = ["short chats"] if args.smoke else args.fleet or args.workload.split(",")
     loads = (70, 150) if args.smoke else [int(load) for load in args.load.split(",")]
     modes, seeds = [MODES[name] for name in args.mode.split(",")], range(1, args.seeds + 1)
-    cells = [
-        (w, load, mode, seed, args.seconds) for w in workloads for load in loads for mode in modes for seed in seeds
-    ]
+    cells = [(n, load, mode, seed, args.seconds) for n in names for load in loads for mode in modes for seed in seeds]
     with ProcessPoolExecutor(args.workers) as executor:
         runs = list(executor.map(run, *zip(*cells, strict=True)))
-    for workload in workloads:
+    for name in names:
         alike = [
-            [r for r in runs if (r.workload, r.load, r.mode) == (workload, load, mode.name)]
+            [r for r in runs if (r.workload, r.load, r.mode) == (name, load, mode.name)]
             for load, mode in product(loads, modes)
         ]
-        report.table(f"{workload}: 100 % is {FULL_RATE[workload]}/s", COLUMNS, map(row, alike))
-    pairs = [(cpu_us_per_request(OFF, 3000), cpu_us_per_request(FLOW, 3000)) for _ in range(3)]
-    off_us, on_us = report.median([off for off, _ in pairs]), report.median([on for _, on in pairs])
-    queue = long_queue(QUEUED // 10 if args.smoke else QUEUED)
-    figures = {
-        "router CPU per request without flow control, us": off_us,
-        "with, us": on_us,
-        "bytes per queued request": queue.bytes_per_request,
-        "CPU to queue one, us": queue.offer_us,
-        "CPU per turn, us": queue.turn_us,
-    }
-    report.table("Cost", ("figure", "value"), figures.items())
+        report.table(f"{name}: 100 % is {SITES[name].full_rate}/s", COLUMNS, map(row, alike))
+    figures = {} if args.fleet else cost(QUEUED // 10 if args.smoke else QUEUED)
+    if figures:
+        report.table("Cost", ("figure", "value"), figures.items())
     report.save(args.json, {"runs": runs, "cost": figures})
 
 

@@ -170,9 +170,9 @@ class Admission:
         self, request: Request, members: list[Member], candidates: list[Candidate], now_s: float
     ) -> list[Candidate]:
         """Those of `candidates`, which are `members`, where the request is to be placed. One for which room is kept: where its first token
-        comes soonest. Any other: where it would run at once, and takes no room from higher bands; or where so much of its prompt is
-        cached that it is worth the wait. If it would run at once nowhere, those that are open: a policy may prefer an engine where much
-        waits already, because it disturbs nobody there. All, if none is."""
+        comes soonest. Any other: where it would run at once, and takes no room from higher bands; or where so much is cached that it is
+        worth the wait. If it would run at once nowhere, those that are open: a policy may prefer an engine where much waits already,
+        because it disturbs nobody there. With one band also those where more of the prompt was cached before. All, if none is open."""
         if now_s >= self._pressed_until_s or not self._flow.enabled:
             return candidates
         demand, reserve = self.queue.lane(members[0].endpoint.model).demand, self._reserve
@@ -184,10 +184,12 @@ class Admission:
             leaving = reserve.leaving(claim, members, candidates, request.prompt_tokens, now_s)
             ceiling = _BEHIND * self._ceiling(members[0].endpoint.model, request.priority)
             roomy = {m.endpoint.name for m in members if m.endpoint.name in leaving and self.is_open(m, now_s, ceiling)}
-        if not roomy:
-            roomy = {m.endpoint.name for m in members if self.is_open(m, now_s)}
+        roomy = roomy or {m.endpoint.name for m in members if self.is_open(m, now_s)}
         if not roomy:
             return candidates
+        if claim is None:  # what a new home displaces is known to the policy alone
+            known = max(c.known_tokens for c in candidates if c.endpoint.name in roomy)
+            return [c for c in candidates if c.endpoint.name in roomy or c.known_tokens > known]
         matched = max(c.matched_tokens for c in candidates if c.endpoint.name in roomy)
         return [
             c for c in candidates if c.endpoint.name in roomy or reserve.worth_waiting(c, c.matched_tokens - matched)

@@ -428,6 +428,24 @@ def test_what_has_waited_goes_to_the_engine_that_opened_whatever_the_policy_pref
     assert start.endpoint.name == "b"
 
 
+def test_with_one_band_an_engine_where_more_of_the_prompt_was_cached_stays_a_choice_however_little_it_is():
+    """What a copy would displace elsewhere is known to the policy alone; here it wants the fewest requests, which are in "a"."""
+    bench = Bench("ab")
+    small = [start for i in range(6) for start in bench.arrive(str(i), prompt_tokens=100, prefix=(1,) * (i == 0))]
+    assert small[0].endpoint.name == "a"
+    for start in small:
+        bench.tell(LegStarted(start.leg))
+        if start.endpoint.name == "a":
+            bench.tell(LegFinished(start.leg, 200, Usage(prompt_tokens=100, completion_tokens=5)))
+    large = []
+    while effects := bench.arrive(f"large-{len(large)}"):
+        large += effects
+    bench.tell(ClientLeft(f"large-{len(large)}"))
+    assert not bench.arrive("waiting", prefix=(1,))
+    (start,) = bench.tell(LegStarted(large[-1].leg))
+    assert (large[-1].endpoint.name, start.endpoint.name) == ("b", "a")
+
+
 def test_of_an_endpoint_that_is_gone_nothing_is_known_once_its_last_leg_has_ended():
     """Clusters name each engine anew: what stays of each is a leak."""
     bench = Bench("ab")
