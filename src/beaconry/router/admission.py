@@ -25,6 +25,7 @@ from beaconry.flowcontrol.pace import Pace
 from beaconry.flowcontrol.ticket import Ticket, Why
 from beaconry.kvindex.approximate import ApproximateIndex
 from beaconry.latency.rates import RateBook
+from beaconry.router.ajar import Ajar
 from beaconry.router.capacity import Capacity
 from beaconry.router.exchange import Exchange, Leg
 from beaconry.router.member import Member
@@ -91,8 +92,7 @@ class Admission:
         """The lowest priority seen."""
         self._pressed_until_s = -inf
         """Until then it is looked for room; later there is enough for everybody."""
-        self._maybe_open: set[str] = set()
-        """Endpoints not known to be closed. What reopens one puts it back here."""
+        self._ajar = Ajar()
         self._silent: list[tuple[float, int, Member]] = []
         """Legs whose prefill will not show in a first byte, by the time when it should be over, and where they are; also some that have
         ended."""
@@ -152,7 +152,7 @@ class Admission:
         claim = demand.claim(priority, now_s)
         roomy: set[str] | None = None
         if contested and not self._is_ample(members, claim, request, now_s) and claim is not None:
-            roomy = self._reserve.roomy(claim, request, members, now_s)
+            roomy = self._reserve.roomy(claim, request, members, members, now_s)
         urgency = self.urgency(request, now_s) if claim is None else None
         ceiling = way.ceiling if roomy is None else _BEHIND * way.ceiling
         for member in members:
@@ -253,8 +253,6 @@ class Admission:
 
     def first(self, lines: Iterable[Line], now_s: float) -> Ticket | None:
         """Whose turn it is of those that wait for the same engines: of the highest band, who came first among those whose turn it is."""
-        if not self._maybe_open and not self._contested:
-            return None
         turns = [turn for line in lines for turn in self._turns(line, now_s) if turn is not None]
         return min(turns, key=lambda ticket: (-ticket.band.priority, ticket.number)) if turns else None
 
@@ -296,7 +294,7 @@ class Admission:
     def reopen(self, member: Member) -> None:
         """Something has happened that may leave an endpoint with room."""
         if member.ready or member.last_resort:
-            self._maybe_open.add(member.endpoint.name)
+            self._ajar.reopen(member.endpoint.name)
 
     def first_byte(self, leg: Leg, now_s: float) -> None:
         """A leg has got its first byte."""
@@ -311,7 +309,7 @@ class Admission:
     def forget(self, member: Member) -> None:
         """It gets nothing more."""
         self._capacity.forget(member.endpoint.name)
-        self._maybe_open.discard(member.endpoint.name)
+        self._ajar.forget(member.endpoint.name)
 
     def dispatched(self, leg: Leg, prediction: Prediction | None) -> None:
         """A leg was sent. Of a whole answer the first byte is the last: it counts as prefilled once the predicted time has passed."""
@@ -467,27 +465,30 @@ class Admission:
         others."""
         if prefill and not self._any_open(prefill, now_s, band.config.ceiling, self.urgency(request, now_s)):
             return False
-        maybe_open = self._maybe_open
         claim = self._claim(request, members, now_s)
         urgency = self.urgency(request, now_s) if claim is None else None
-        if urgency is None and not maybe_open:
+        ceiling = band.config.ceiling * (1.0 if claim is None else _BEHIND)
+        ajar = self._ajar.to((ceiling, urgency))
+        if not ajar:
             return False
-        last_resort = False
-        roomy = None if claim is None else self._reserve.roomy(claim, request, members, now_s)
-        ceiling = band.config.ceiling * (1.0 if roomy is None else _BEHIND)
+        serving: list[Member] = []
         for member in members:
             name = member.endpoint.name
-            if urgency is None:  # else what is closed may open by what gives way
-                if name not in maybe_open:
-                    continue
-                if not self.is_open(member, now_s):
-                    maybe_open.discard(name)
-                    continue
-            if (roomy is None or name in roomy) and self.is_open(member, now_s, ceiling, urgency):
-                if member.admits(now_s):
-                    return True
-                last_resort = True
-        return last_resort and not any(member.admits(now_s) for member in members)
+            if name not in ajar:
+                continue
+            if not self.is_open(member, now_s, ceiling, urgency):
+                ajar.discard(name)
+                continue
+            ample = claim is None or self._capacity.ample(member, claim, request.prompt_tokens)
+            if ample and member.admits(now_s):
+                return True
+            serving.append(member)
+        if claim is not None and serving:
+            roomy = self._reserve.roomy(claim, request, members, serving, now_s)
+            serving = [member for member in serving if member.endpoint.name in roomy]
+        if any(member.admits(now_s) for member in serving):
+            return True
+        return bool(serving) and not any(member.admits(now_s) for member in members)
 
     def _why(self, ticket: Ticket, members: list[Member], now_s: float) -> Why:
         if ticket.band.room.requests:

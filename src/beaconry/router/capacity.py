@@ -5,7 +5,7 @@ of which the prefix index counts once, and what has been generated since their f
 generate, and what others than we have there. What is unknown does not bind: room is endless.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
 
 from beaconry.flowcontrol.demand import Claim
@@ -31,6 +31,9 @@ _MOST = 0.125
 """Share of all room that may be kept free for higher bands."""
 _ENOUGH = 1e6
 """Requests: endless, but it can be subtracted."""
+_ROOM_S = 0.05
+"""For so long it is left alone what an engine has left, while nothing begins or ends there: the tokens generated meanwhile are a thousandth
+of its memory, and a router of hundreds of engines has no time to count all of them anew for each request."""
 _FRESH_S = 10.0
 """Beyond that age a scrape does not tell who else is there."""
 
@@ -38,7 +41,7 @@ _FRESH_S = 10.0
 class _Seen:
     """What scrapes have told of one engine."""
 
-    __slots__ = ("at_s", "capacity", "fresh", "pace", "places", "stranger_tokens", "strangers")
+    __slots__ = ("at_s", "capacity", "fresh", "pace", "places", "room", "stranger_tokens", "strangers")
 
     def __init__(self) -> None:
         self.places = Places()
@@ -53,14 +56,22 @@ class _Seen:
         self.stranger_tokens = 0.0
         """Tokens held there beyond what we count."""
         self.at_s = -inf
+        self.room: _Room | None = None
+        """As it was counted last; None since a scrape."""
 
 
 class _Room:
     """What one endpoint has left."""
 
-    __slots__ = ("fresh", "limit", "memory", "name", "places", "takes", "tokens", "trial")
+    __slots__ = ("changes", "fresh", "limit", "memory", "name", "places", "there", "tokens", "trial", "until_s")
 
+    changes: int
+    """The member's, when this was counted."""
+    until_s: float
+    """When it is to be counted anew, whatever happens."""
     name: str
+    there: int
+    """Requests, whosever they are."""
     limit: float
     places: float
     trial: float
@@ -70,8 +81,18 @@ class _Room:
     """Of a prompt that takes room of its own."""
     memory: float
     """KV tokens in all."""
-    takes: float
-    """Usual requests of higher bands that it would run."""
+
+    def fits(self, need: float) -> bool:
+        """It would run one more request of so many tokens, on trial perhaps."""
+        return self.places + self.trial >= 1 and self.tokens >= need
+
+    def holds(self, tokens: float) -> bool:
+        """It has memory for so large a prompt."""
+        return self.tokens >= self.fresh * tokens
+
+    def takes(self, claim: Claim) -> float:
+        """Usual requests of higher bands that it would run."""
+        return self.after(0.0, claim) if self.places >= 1 else 0.0
 
     def after(self, need: float, claim: Claim) -> float:
         """What it takes once a request is there that needs so many tokens; 0 for none."""
@@ -135,45 +156,55 @@ class Capacity:
         ends = max(1 - places, (needed - tokens) * running / max(held, 1.0))
         return ends * self._rates.next_end_s(member.endpoint, running)
 
-    def leaving(self, claim: Claim, members: Sequence[Member], needed: Sequence[float], now_s: float) -> set[str]:
-        """Those of `members` that would run one more request at once, and still leave room for the claim somewhere.
+    def leaving(
+        self, claim: Claim, members: Sequence[Member], asked: Iterable[tuple[Member, float]], now_s: float
+    ) -> set[str]:
+        """Those asked for that would run one more request at once, while `members` still have room for the claim somewhere.
 
-        `needed`: KV tokens that the request takes at each. Room for the claim: as many usual requests as it names, and on one endpoint a
-        large one. It never takes more than `_MOST` of all, and nothing where nobody runs: engines of one place, or of memory for one
-        request, would stand idle else.
+        `asked`: some of `members`, and KV tokens that the request takes at each. Room for the claim: as many usual requests as it names,
+        and on one endpoint a large one. It never takes more than `_MOST` of all, and nothing where nobody runs: engines of one place, or
+        of memory for one request, would stand idle else.
         """
-        if not any(self._there(member, now_s) for member in members):
-            return {member.endpoint.name for member in members}
-        rooms = [self._room(member, claim, now_s) for member in members]
-        memory = sum(room.memory for room in rooms)
-        places = sum(room.limit for room in rooms)
+        rooms = [self._room(member, now_s) for member in members]
+        if not any(room.there for room in rooms):
+            return {member.endpoint.name for member, _ in asked}
+        fit = [(room, need) for member, need in asked if (room := self._room(member, now_s)).fits(need)]
+        if not fit:
+            return set()
+        memory = sum([room.memory for room in rooms])
+        places = sum([room.limit for room in rooms])
         usual = max(rooms[0].fresh * claim.tokens, 1.0)
         requests = min(claim.requests, max(_MOST * min(places, memory / usual), 1.0))
         large = min(claim.large_tokens, _MOST * memory)
-        total = sum(room.takes for room in rooms)
-        holders = sum(room.places >= 1 and room.tokens >= room.fresh * large for room in rooms)
+        total = sum([room.takes(claim) for room in rooms if room.places >= 1])
+        holders = sum([room.places >= 1 and room.holds(large) for room in rooms])
         names = set()
-        for room, need in zip(rooms, needed, strict=True):
-            if room.places + room.trial < 1 or room.tokens < need:
-                continue
-            after = room.after(need, claim)
-            holds = room.tokens >= room.fresh * large
+        for room, need in fit:
+            left = total - room.takes(claim) + room.after(need, claim)
             still = room.places >= 2 and room.tokens - need >= room.fresh * large
-            if total - room.takes + after >= requests and holders - holds + still >= 1:
+            if left >= requests and holders - room.holds(large) + still >= 1:
                 names.add(room.name)
         return names
 
-    def _room(self, member: Member, claim: Claim, now_s: float) -> _Room:
-        seen, name = self._of(member), member.endpoint.name
+    def _room(self, member: Member, now_s: float) -> _Room:
+        seen = self._of(member)
+        room = seen.room
+        if room is None or room.changes != member.changes or now_s >= room.until_s:
+            room = seen.room = self._count_room(seen, member, now_s)
+        return room
+
+    def _count_room(self, seen: _Seen, member: Member, now_s: float) -> _Room:
         room = _Room()
-        room.name = name
+        room.changes = member.changes
+        room.until_s = now_s + _ROOM_S
+        room.name = member.endpoint.name
+        room.there = self._there(member, now_s)
         room.limit = seen.places.limit
         room.trial = seen.places.allowed(now_s) - room.limit if room.limit < inf else 0.0
         room.places = self.places_left(member, now_s)
         room.tokens = self.tokens_left(member, now_s)
         room.fresh = seen.fresh
         room.memory = seen.capacity
-        room.takes = room.after(0.0, claim) if room.places >= 1 else 0.0
         return room
 
     def memory_short(self, member: Member, prompt_tokens: int, now_s: float) -> bool:
@@ -228,7 +259,7 @@ class Capacity:
     def sampled(self, member: Member, sample: LoadSample, now_s: float) -> None:
         """An engine's metrics were read."""
         seen = self._of(member)
-        seen.at_s = now_s
+        seen.at_s, seen.room = now_s, None
         if sample.kv_blocks and sample.block_tokens:
             seen.capacity = float(sample.kv_blocks * sample.block_tokens)
             if sample.kv_usage is not None and not sample.waiting:

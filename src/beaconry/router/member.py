@@ -95,6 +95,8 @@ class Member:
         """Since when the oldest leg in prefill may have been computed."""
         self.began_s = 0.0
         """Sum of `began_s` over `decoding`; exactly 0 while there is none."""
+        self.changes = 0
+        """Of what is in flight: a leg was sent, has got its first byte, or has ended."""
         self.ended = 0
         """Legs that have ended, in whichever way."""
         self.prefilled_tokens = 0
@@ -185,6 +187,7 @@ class Member:
         if not self.prefilling:
             self.oldest_s = self.turn_s = leg.dispatched_s
         self.prefilling[leg.id] = leg
+        self.changes += 1
         self.in_flight += 1
         self.block_tokens = leg.block_tokens
         self.prefill_tokens += leg.uncached_tokens
@@ -198,12 +201,14 @@ class Member:
             return
         self._left_prefill(leg, now_s)
         self.decoding[leg.id] = leg
+        self.changes += 1
         leg.began_s = now_s
         self.began_s += now_s
         self.prefilled_tokens += leg.uncached_tokens
 
     def end(self, leg: InFlight, now_s: float) -> None:
         """A leg is over, in whichever way."""
+        self.changes += 1
         self.in_flight -= 1
         self.context_tokens -= leg.prompt_tokens
         self.loose_tokens -= leg.loose_tokens

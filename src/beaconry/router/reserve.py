@@ -3,7 +3,7 @@
 What is kept for whom is `flowcontrol/demand`; how much room there is, `capacity.py`. The scheduler chooses among what is left here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from beaconry.flowcontrol.demand import Claim
 from beaconry.latency.rates import RateBook
@@ -26,16 +26,19 @@ class Reserve:
         self._rates = rates
         self._capacity = capacity
 
-    def roomy(self, claim: Claim, request: Request, members: Sequence[Member], now_s: float) -> set[str]:
-        """Endpoints that can take the request and leave room for the claim."""
-        needed = [self._capacity.needs(member, request.prompt_tokens) for member in members]
+    def roomy(
+        self, claim: Claim, request: Request, members: Sequence[Member], asked: Iterable[Member], now_s: float
+    ) -> set[str]:
+        """Those `asked` for that can take the request, while all `members` together leave room for the claim."""
+        needed = [(member, self._capacity.needs(member, request.prompt_tokens)) for member in asked]
         return self._capacity.leaving(claim, members, needed, now_s)
 
     def leaving(
         self, claim: Claim, members: Sequence[Member], candidates: Sequence[Candidate], prompt_tokens: int, now_s: float
     ) -> set[str]:
         """The same, of `members` of which it is known what they hold of the prompt: they are the `candidates`."""
-        return self._capacity.leaving(claim, members, [_needed(prompt_tokens, c) for c in candidates], now_s)
+        asked = [(m, _needed(prompt_tokens, c)) for m, c in zip(members, candidates, strict=True)]
+        return self._capacity.leaving(claim, members, asked, now_s)
 
     def soonest(
         self, request: Request, urgency: int | None, pairs: Sequence[tuple[Member, Candidate]], now_s: float

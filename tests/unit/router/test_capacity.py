@@ -132,7 +132,7 @@ def test_lower_bands_may_take_what_leaves_room_for_the_claim_somewhere(claimed: 
         for leg in list(member.decoding.values())[:ending]:
             member.end(leg, 13.0)
     claim = Claim(claimed, 10.0, 10.0)
-    assert capacity.leaving(claim, busy, [10.0, 10.0], 13.0) == open_to_lower
+    assert capacity.leaving(claim, busy, zip(busy, [10.0, 10.0], strict=True), 13.0) == open_to_lower
 
 
 def test_a_claim_takes_an_eighth_of_all_room_at_most_so_lower_bands_cannot_starve():
@@ -141,7 +141,7 @@ def test_a_claim_takes_an_eighth_of_all_room_at_most_so_lower_bands_cannot_starv
     for leg in list(member.decoding.values())[:12]:
         member.end(leg, 13.0)
     claim = Claim(1000, 10.0, 1e9)
-    assert capacity.leaving(claim, [member], [10.0], 13.0) == {"a"}
+    assert capacity.leaving(claim, [member], zip([member], [10.0], strict=True), 13.0) == {"a"}
 
 
 def test_nothing_is_kept_free_where_nobody_runs():
@@ -151,11 +151,36 @@ def test_nothing_is_kept_free_where_nobody_runs():
         filled(capacity, member, 1)
         for leg in list(member.decoding.values()):
             member.end(leg, 13.0)
-    assert capacity.leaving(claim, [single], [10.0], 40.0) == {"a"}
-    assert capacity.leaving(claim, [single], [15_000.0], 40.0) == {"a"}
-    assert capacity.leaving(claim, [single, other], [10.0, 10.0], 40.0) == {"a", "b"}
+    assert capacity.leaving(claim, [single], zip([single], [10.0], strict=True), 40.0) == {"a"}
+    assert capacity.leaving(claim, [single], zip([single], [15_000.0], strict=True), 40.0) == {"a"}
+    assert capacity.leaving(claim, [single, other], zip([single, other], [10.0, 10.0], strict=True), 40.0) == {"a", "b"}
     single.dispatch(Work(1, 10))
-    assert capacity.leaving(claim, [single, other], [10.0, 10.0], 40.0) == set()
+    assert capacity.leaving(claim, [single, other], zip([single, other], [10.0, 10.0], strict=True), 40.0) == set()
+
+
+def test_what_is_left_for_the_claim_follows_each_leg_and_scrape_at_once():
+    capacity, (member, other) = known(), members([10] * 24, [10] * 24, began_s=10.0)
+    for one in (member, other):
+        filled(capacity, one, 24)
+    claim = Claim(1, 10.0, 10.0)
+
+    def is_left() -> bool:
+        return bool(capacity.leaving(claim, [member, other], [(member, 10.0)], 13.0))
+
+    first, second = list(member.decoding.values())[:2]
+    last = Work(1000, 10)
+    assert not is_left()
+    member.end(first, 13.0)
+    assert not is_left()  # the only place
+    member.end(second, 13.0)
+    assert is_left()
+    member.dispatch(last)
+    assert not is_left()
+    member.first_byte(last, 13.0)
+    member.end(last, 13.0)
+    assert is_left()
+    capacity.sampled(member, sample(22, waiting=9), 13.0)  # strangers came
+    assert not is_left()
 
 
 def test_the_last_place_for_a_large_request_is_kept():
@@ -164,5 +189,8 @@ def test_the_last_place_for_a_large_request_is_kept():
     for member, usage in ((roomy, 10), (tight, 12_000)):
         capacity.sampled(member, sample(1, usage=usage / TOKENS), 0.0)
     claim = Claim(1, 100.0, 4000.0)
-    assert capacity.leaving(claim, [roomy, tight], [13_000.0, 1000.0], 0.0) == {"b"}
-    assert capacity.leaving(claim, [roomy, tight], [5000.0, 1000.0], 0.0) == {"a", "b"}
+    assert capacity.leaving(claim, [roomy, tight], zip([roomy, tight], [13_000.0, 1000.0], strict=True), 0.0) == {"b"}
+    assert capacity.leaving(claim, [roomy, tight], zip([roomy, tight], [5000.0, 1000.0], strict=True), 0.0) == {
+        "a",
+        "b",
+    }

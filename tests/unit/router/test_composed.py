@@ -135,8 +135,9 @@ class Chaos:
         assert self.whose_turn() is None or any(one.state == State.PROBING for one in statistics.endpoints)
 
     def whose_turn(self) -> Ticket | None:
-        """Somebody who waits though nobody keeps it from its turn."""
+        """Somebody who waits though nobody keeps it from its turn, were all endpoints looked at anew."""
         admission = self.router._admission
+        admission._ajar._sets.clear()
         turns = (admission.first(lines, self.now_s) for lines in self.router._lines(self.now_s))
         return next((turn for turn in turns if turn is not None), None)
 
