@@ -147,7 +147,7 @@ class Admission:
             self._lowest = min(self._lowest, priority)
         if queue.waiting or queue.keeps_accounts:
             return False
-        if prefill and not self._any_open(prefill, now_s, way.ceiling, self.urgency(request, now_s)):
+        if prefill and not self.any_open(request, prefill, now_s, way.ceiling):
             return False
         claim = demand.claim(priority, now_s)
         roomy: set[str] | None = None
@@ -366,6 +366,14 @@ class Admission:
         running = len(member.decoding) + ahead.prefilling + 1
         return max(self._rates.wait_s(member.endpoint, running, ahead.prefill_tokens), ahead.oldest_wait_s) < limit_s
 
+    def any_open(self, request: Request, members: Sequence[Member], now_s: float, ceiling: float = 1.0) -> bool:
+        """One of `members` is open for the request, if need be by what gives way to it."""
+        if any(self.is_open(member, now_s, ceiling) for member in members):
+            return True
+        self._pressed_until_s = now_s + PRESSED_S
+        urgency = self.urgency(request, now_s)
+        return urgency is not None and any(self.is_open(member, now_s, ceiling, urgency) for member in members)
+
     def is_short(self, member: Member, now_s: float) -> bool:
         """What waits there waits for a place, or for memory."""
         waited_s = member.oldest_wait_s(now_s)
@@ -438,9 +446,6 @@ class Admission:
         """What a prompt of no length would take there."""
         return self._rates.rates(member.endpoint.variant).base_s
 
-    def _any_open(self, prefill: Sequence[Member], now_s: float, ceiling: float, urgency: int | None) -> bool:
-        return any(self.is_open(member, now_s, ceiling, urgency) for member in prefill)
-
     def _is_ample(self, members: Sequence[Member], claim: Claim | None, request: Request, now_s: float) -> bool:
         """There is room enough for everybody, so that it need not be looked for. If not, it is not for a while."""
         for member in members:
@@ -463,7 +468,7 @@ class Admission:
     ) -> bool:
         """One of `members` is open for the band's next request, and one of `prefill` if there are any; ejected ones count if there are no
         others."""
-        if prefill and not self._any_open(prefill, now_s, band.config.ceiling, self.urgency(request, now_s)):
+        if prefill and not self.any_open(request, prefill, now_s, band.config.ceiling):
             return False
         claim = self._claim(request, members, now_s)
         urgency = self.urgency(request, now_s) if claim is None else None

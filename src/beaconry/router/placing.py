@@ -116,8 +116,7 @@ class Placing:
 
     def _prefill(self, request: Request, tried: Sequence[str], now_s: float) -> Prefill:
         members = self.members.open_to(request.model, now_s, tried, PREFILL)
-        urgency = self._admission.urgency(request, now_s)
-        if any(self._admission.is_open(member, now_s, urgency=urgency) for member in members):
+        if self._admission.any_open(request, members, now_s):
             return Prefill.OPEN
         return Prefill.FULL if members else Prefill.NONE
 
