@@ -85,7 +85,7 @@ class Admission:
         self._recalls = flow.enabled and flow.recall
         self._rates = rates
         self._capacity = Capacity(rates, index)
-        self._reserve = Reserve(rates, self._capacity)
+        self.reserve = Reserve(rates, self._capacity)
         self._contested = False
         """Some model has requests of more than one band: only then room is kept for any."""
         self._lowest: float = inf
@@ -152,7 +152,7 @@ class Admission:
         claim = demand.claim(priority, now_s)
         roomy: set[str] | None = None
         if contested and not self._is_ample(members, claim, request, now_s) and claim is not None:
-            roomy = self._reserve.roomy(claim, request, members, members, now_s)
+            roomy = self.reserve.roomy(claim, request, members, members, now_s)
         urgency = self.urgency(request, now_s) if claim is None else None
         ceiling = way.ceiling if roomy is None else _BEHIND * way.ceiling
         for member in members:
@@ -175,7 +175,7 @@ class Admission:
         because it disturbs nobody there. With one band also those where more of the prompt was cached before. All, if none is open."""
         if now_s >= self._pressed_until_s or not self._flow.enabled:
             return candidates
-        demand, reserve = self.queue.lane(members[0].endpoint.model).demand, self._reserve
+        demand, reserve = self.queue.lane(members[0].endpoint.model).demand, self.reserve
         claim = demand.claim(request.priority, now_s)
         if claim is None and demand.contested:
             return self._soonest(request, members, candidates, now_s)
@@ -202,17 +202,6 @@ class Admission:
             return None
         return request.priority if request.priority > self._lowest else None
 
-    def is_in_the_way(self, request: Request, urgency: int, member: Member, now_s: float) -> bool:
-        """What gives way there would keep the request waiting for more than a step, or may take the room that it needs."""
-        if not member.prefilling:
-            return False
-        ahead = member.ahead(urgency, now_s)
-        if not ahead.freed_requests:
-            return False
-        tokens = member.prefill_tokens - ahead.prefill_tokens
-        wait_s = max(tokens * self.token_s(member), member.oldest_wait_s(now_s))
-        return wait_s > self.step_s(member) or not self._capacity.ample(member, None, request.prompt_tokens)
-
     def put_back(self, leg: Leg, now_s: float) -> list[Ticket] | None:
         """Let the request of a leg that may return wait again. Returns those that had to leave the queue for it; None, and nothing has
         changed, if there is no room for it."""
@@ -230,7 +219,7 @@ class Admission:
         urgency = self.urgency(request, now_s)
         pairs = list(zip(members, candidates, strict=True))
         pairs = [(m, c) for m, c in pairs if self.is_open(m, now_s, urgency=urgency)] or pairs
-        chosen, found_room = self._reserve.soonest(request, urgency, pairs, now_s)
+        chosen, found_room = self.reserve.soonest(request, urgency, pairs, now_s)
         self.queue.lane(members[0].endpoint.model).demand.placed(found_room=found_room)
         return chosen
 
@@ -438,10 +427,6 @@ class Admission:
         wait_s = self._rates.wait_s(member.endpoint, member.in_flight + 1, member.prefill_tokens)
         return max(wait_s, member.oldest_wait_s(now_s))
 
-    def token_s(self, member: Member) -> float:
-        """Engine time that one prompt token to compute takes there."""
-        return self._rates.prefill_s(member.endpoint, 1)
-
     def step_s(self, member: Member) -> float:
         """What a prompt of no length would take there."""
         return self._rates.rates(member.endpoint.variant).base_s
@@ -489,7 +474,7 @@ class Admission:
                 return True
             serving.append(member)
         if claim is not None and serving:
-            roomy = self._reserve.roomy(claim, request, members, serving, now_s)
+            roomy = self.reserve.roomy(claim, request, members, serving, now_s)
             serving = [member for member in serving if member.endpoint.name in roomy]
         if any(member.admits(now_s) for member in serving):
             return True

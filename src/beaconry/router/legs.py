@@ -109,7 +109,7 @@ class Legs:
     def _make_way(self, request: Request, member: Member, now_s: float, effects: list[Effect]) -> None:
         """Take back what would keep a request of a higher band from its prefill at `member`; the latest first, so the oldest is next."""
         urgency = self._admission.urgency(request, now_s)
-        if urgency is None or not self._admission.is_in_the_way(request, urgency, member, now_s):
+        if urgency is None or not self._admission.reserve.is_in_the_way(request, urgency, member, now_s):
             return
         for number in [leg.id for leg in reversed(member.prefilling.values()) if leg.gives_way(urgency)]:
             leg = self._legs[number]
@@ -120,20 +120,12 @@ class Legs:
 
     def _recall(self, leg: Leg, now_s: float, effects: list[Effect]) -> None:
         """End a leg whose request waits again."""
-        there_tokens = leg.candidate.matched_tokens + self._computed_tokens(leg, now_s)
+        there_tokens = leg.candidate.matched_tokens + self._admission.reserve.computed_tokens(leg, now_s)
         effects.append(CancelLeg(leg.request.id, leg.id))
         self._close(leg, now_s, there_tokens=there_tokens)
         leg.exchange.attempts -= 1
         leg.exchange.recalls += 1
         self.recalls += 1
-
-    def _computed_tokens(self, leg: Leg, now_s: float) -> int:
-        """How much of a leg's prompt has probably been computed: engines take one after the other."""
-        member = leg.member
-        if next(iter(member.prefilling)) != leg.id:
-            return 0
-        token_s = self._admission.token_s(member)
-        return min(int((now_s - member.turn_s) / token_s), leg.uncached_tokens)
 
     # -- facts
 

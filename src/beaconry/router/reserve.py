@@ -1,4 +1,5 @@
-"""Where a request is placed while bands compete: room is kept for higher ones, and theirs are placed where they begin soonest.
+"""Where a request is placed while bands compete: room is kept for higher ones, and theirs are placed where they begin soonest; and what of
+lower ones is in the way there.
 
 What is kept for whom is `flowcontrol/demand`; how much room there is, `capacity.py`. The scheduler chooses among what is left here.
 """
@@ -8,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from beaconry.flowcontrol.demand import Claim
 from beaconry.latency.rates import RateBook
 from beaconry.router.capacity import Capacity
+from beaconry.router.exchange import Leg
 from beaconry.router.member import Member
 from beaconry.values.candidate import Candidate
 from beaconry.values.request import Request
@@ -60,6 +62,26 @@ class Reserve:
             times.append(wait_s + _OWN * rates.prefill_s(endpoint, request.prompt_tokens - candidate.matched_tokens))
         latest_s = min(times) + rates.rates(pairs[0][1].endpoint.variant).base_s
         return [c for (_, c), time_s in zip(pairs, times, strict=True) if time_s <= latest_s], found_room
+
+    def is_in_the_way(self, request: Request, urgency: int, member: Member, now_s: float) -> bool:
+        """What gives way there would keep the request waiting for more than a step, or may take the room that it needs."""
+        if not member.prefilling:
+            return False
+        ahead = member.ahead(urgency, now_s)
+        if not ahead.freed_requests:
+            return False
+        endpoint, rates = member.endpoint, self._rates
+        prefill_s = rates.prefill_s(endpoint, member.prefill_tokens - ahead.prefill_tokens)
+        wait_s = max(prefill_s, member.oldest_wait_s(now_s))
+        step_s = rates.rates(endpoint.variant).base_s
+        return wait_s > step_s or not self._capacity.ample(member, None, request.prompt_tokens)
+
+    def computed_tokens(self, leg: Leg, now_s: float) -> int:
+        """How much of a leg's prompt has probably been computed: engines take one after the other."""
+        member = leg.member
+        if next(iter(member.prefilling)) != leg.id:
+            return 0
+        return min(int((now_s - member.turn_s) / self._rates.prefill_s(member.endpoint, 1)), leg.uncached_tokens)
 
     def worth_waiting(self, candidate: Candidate, tokens: int) -> bool:
         """Computing so many more tokens elsewhere takes longer than it takes until a request ends there."""
