@@ -3,6 +3,7 @@
 What closes an endpoint (`Admission.is_open`) is more work in prefill there and the time that passes; only an event there takes work
 away. So who was found closed stays so until that endpoint is told of again (`reopen`), and a router of hundreds of full endpoints looks
 at one or two of them per fact. An endpoint may be closed to one band and open to another one: each kind of request has its own set.
+Rates learnt elsewhere may say meanwhile that it is open after all: that shows with its next first byte, without which it were not closed.
 """
 
 Kind = tuple[float, int | None]

@@ -135,9 +135,8 @@ class Chaos:
         assert self.whose_turn() is None or any(one.state == State.PROBING for one in statistics.endpoints)
 
     def whose_turn(self) -> Ticket | None:
-        """Somebody who waits though nobody keeps it from its turn, were all endpoints looked at anew."""
+        """Somebody who waits though nobody keeps it from its turn."""
         admission = self.router._admission
-        admission._ajar._sets.clear()
         turns = (admission.first(lines, self.now_s) for lines in self.router._lines(self.now_s))
         return next((turn for turn in turns if turn is not None), None)
 
