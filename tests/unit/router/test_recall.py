@@ -153,6 +153,16 @@ def test_where_the_queue_has_no_room_for_it_it_stays_with_its_engine():
     assert list(lane.bands) == [0], "no band is left behind"
 
 
+def test_who_leaves_after_it_was_taken_back_has_paid_nothing():
+    contest = Contest(bands=(BandConfig(name="d", priority=0, fairness="least-attained"),))
+    contest.high(prompt_tokens=1500)
+    ticket = contest.router._exchanges["low"].ticket
+    assert ticket.waiting
+    assert ticket.charged > 0
+    contest.tell(ClientLeft("low"))
+    assert ticket.charged == 0
+
+
 def test_in_a_full_queue_who_came_last_of_its_band_gives_way_to_who_is_taken_back():
     contest = Contest(queued_requests=2)
     assert contest.arrive("second") == contest.arrive("third") == []
