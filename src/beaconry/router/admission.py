@@ -164,13 +164,16 @@ class Admission:
         """Those of `candidates`, which are `members`, where the request is to be placed. One for which room is kept: where its first token
         comes soonest. Any other: where it would run at once, and takes no room from higher bands; or where so much is cached that it is
         worth the wait. If it would run at once nowhere, those that are open: a policy may prefer an engine where much waits already,
-        because it disturbs nobody there. With one band also those where more of the prompt was cached before. All, if none is open."""
+        because it disturbs nobody there. With one band also those where more of the prompt was cached before. All, if none is open, or
+        the request has an objective between tokens."""
         if now_s >= self._pressed_until_s or not self._flow.enabled:
             return candidates
         demand, reserve = self.queue.lane(members[0].endpoint.model).demand, self.reserve
         claim = demand.claim(request.priority, now_s)
         if claim is None and demand.contested:
             return self._soonest(request, members, candidates, now_s)
+        if claim is None and request.slo_itl_s is not None:
+            return candidates  # the policy weighs the wait against the streams that a prefill disturbs
         roomy: set[str] = set()  # where there is one band no room is kept
         if claim is not None:
             leaving = reserve.leaving(claim, members, candidates, request.prompt_tokens, now_s)

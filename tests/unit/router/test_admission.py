@@ -428,6 +428,22 @@ def test_what_has_waited_goes_to_the_engine_that_opened_whatever_the_policy_pref
     assert start.endpoint.name == "b"
 
 
+def test_what_has_an_objective_between_tokens_goes_where_the_policy_prefers():
+    bench = Bench("ab")
+    small = [start for i in range(6) for start in bench.arrive(str(i), prompt_tokens=100)]
+    for start in small:
+        bench.tell(LegStarted(start.leg))
+        if start.endpoint.name == "a":
+            bench.tell(LegFinished(start.leg, 200, Usage(prompt_tokens=100, completion_tokens=5)))
+    large = []
+    while effects := bench.arrive(f"large-{len(large)}", slo_itl_s=0.05):
+        large += effects
+    last = large[-1]
+    assert last.endpoint.name == "b"
+    (start,) = bench.tell(LegStarted(last.leg))
+    assert start.endpoint.name == "a"
+
+
 def test_with_one_band_an_engine_where_more_of_the_prompt_was_cached_stays_a_choice_however_little_it_is():
     """What a copy would displace elsewhere is known to the policy alone; here it wants the fewest requests, which are in "a"."""
     bench = Bench("ab")
