@@ -193,7 +193,7 @@ class Admission:
     def urgency(self, request: Request, now_s: float) -> int | None:
         """Its priority, if what lower bands have waiting for prefill in engines gives way to it; None where nothing does: there is one
         band, or room enough for everybody."""
-        if not self._contested or now_s >= self._pressed_until_s or not self._flow.recall:
+        if not self._contested or now_s >= self._pressed_until_s or not self._recalls:
             return None
         return request.priority if request.priority > self._lowest else None
 

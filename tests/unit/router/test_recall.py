@@ -5,7 +5,8 @@ import pytest
 from beaconry.config.flow import BandConfig
 from beaconry.router.effects import Answer, CancelLeg, Effect, Ended, StartLeg
 from beaconry.router.exchange import RECALLS
-from beaconry.router.facts import ClientLeft, LegFinished, LegStarted
+from beaconry.router.facts import ClientLeft, LegFinished, LegStarted, LoadSampled
+from beaconry.values.endpoint import LoadSample
 from beaconry.values.outcome import Outcome
 from beaconry.values.request import Usage
 from tests.unit.router.test_admission import Bench, outcomes
@@ -70,6 +71,14 @@ def test_what_was_computed_counts_as_cached_where_it_was():
 def test_nothing_is_taken_back_for(knobs: dict[str, bool], fields: dict[str, int]):
     contest = Contest(**knobs)
     assert not any(isinstance(effect, CancelLeg) for effect in contest.high(**fields))
+
+
+def test_without_flow_control_nothing_is_taken_back_however_full_the_engine_is():
+    contest = Contest(enabled=False)
+    full = LoadSample(at_s=contest.now_s, running=1, kv_usage=1.0, kv_blocks=10, block_tokens=16)
+    contest.tell(LoadSampled("a", full))
+    for name in ("high", "higher"):
+        assert kinds(contest.high(name)) == [(StartLeg, name)]
 
 
 def test_who_has_a_first_byte_stays():
