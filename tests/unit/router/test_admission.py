@@ -412,13 +412,21 @@ def test_what_has_room_nowhere_is_not_sent_to_wait_behind_others_while_an_engine
     assert (prefilling.endpoint.name, large.endpoint.name) == ("a", "b")
 
 
-def test_what_has_waited_goes_to_the_engine_that_opened_whatever_the_policy_prefers():
-    bench = Bench("ab")
-    small = [start for i in range(6) for start in bench.arrive(str(i), prompt_tokens=100)]
-    for start in small:
+def busy_in_b(bench: Bench, prefix: tuple[int, ...] = ()) -> list[StartLeg]:
+    """Short requests, of which those in "b" go on, so that "a" has the fewest; the first one has the `prefix`."""
+    starts = []
+    for i in range(6):
+        starts += bench.arrive(str(i), prompt_tokens=100, prefix=prefix if i == 0 else ())
+    for start in starts:
         bench.tell(LegStarted(start.leg))
         if start.endpoint.name == "a":
             bench.tell(LegFinished(start.leg, 200, Usage(prompt_tokens=100, completion_tokens=5)))
+    return starts
+
+
+def test_what_has_waited_goes_to_the_engine_that_opened_whatever_the_policy_prefers():
+    bench = Bench("ab")
+    busy_in_b(bench)
     large = []
     while effects := bench.arrive(f"large-{len(large)}"):
         large += effects
@@ -430,11 +438,7 @@ def test_what_has_waited_goes_to_the_engine_that_opened_whatever_the_policy_pref
 
 def test_what_has_an_objective_between_tokens_goes_where_the_policy_prefers():
     bench = Bench("ab")
-    small = [start for i in range(6) for start in bench.arrive(str(i), prompt_tokens=100)]
-    for start in small:
-        bench.tell(LegStarted(start.leg))
-        if start.endpoint.name == "a":
-            bench.tell(LegFinished(start.leg, 200, Usage(prompt_tokens=100, completion_tokens=5)))
+    busy_in_b(bench)
     large = []
     while effects := bench.arrive(f"large-{len(large)}", slo_itl_s=0.05):
         large += effects
@@ -447,12 +451,7 @@ def test_what_has_an_objective_between_tokens_goes_where_the_policy_prefers():
 def test_with_one_band_an_engine_where_more_of_the_prompt_was_cached_stays_a_choice_however_little_it_is():
     """What a copy would displace elsewhere is known to the policy alone; here it wants the fewest requests, which are in "a"."""
     bench = Bench("ab")
-    small = [start for i in range(6) for start in bench.arrive(str(i), prompt_tokens=100, prefix=(1,) * (i == 0))]
-    assert small[0].endpoint.name == "a"
-    for start in small:
-        bench.tell(LegStarted(start.leg))
-        if start.endpoint.name == "a":
-            bench.tell(LegFinished(start.leg, 200, Usage(prompt_tokens=100, completion_tokens=5)))
+    assert busy_in_b(bench, prefix=(1,))[0].endpoint.name == "a"
     large = []
     while effects := bench.arrive(f"large-{len(large)}"):
         large += effects
